@@ -1,0 +1,95 @@
+"""The networks of the classifiers: transformers vision backbones, pretrained or from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from derm_rl.config import Backbone
+
+import os
+LS, IR = float(os.environ.get('LS', .1)), float(os.environ.get('IR', .02))
+MODEL_TYPES = {"resnet": "resnet", "convnext": "convnext", "efficientnet-b0": "efficientnet"}
+
+
+def network(backbone: Backbone, label_names: Sequence[str]) -> PreTrainedModel:
+    """Image classifier with one output per label; fresh weights come from torch's global RNG."""
+    from transformers import AutoModelForImageClassification
+
+    if backbone.architecture not in MODEL_TYPES:
+        raise ValueError(
+            f"classifier architecture {backbone.architecture!r} is not known; "
+            f"expected one of {', '.join(MODEL_TYPES)}"
+        )
+    settings = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: i for i, name in enumerate(label_names)},
+        "problem_type": "multi_label_classification",
+    }
+    if backbone.architecture == "efficientnet-b0":
+        # Transformers hands TensorFlow's momentum (0.99, the weight of the old value) to PyTorch,
+        # where it is the weight of the new one: running statistics of the last batch only.
+        settings["batch_norm_momentum"] = 0.1
+    if backbone.pretrained:
+        return _pretrained(backbone, settings)
+    return AutoModelForImageClassification.from_config(_config(backbone, settings))
+
+
+def _config(backbone: Backbone, settings: dict[str, Any]) -> Any:
+    from transformers import ConvNextConfig, EfficientNetConfig, ResNetConfig
+
+    widths, depths = list(backbone.widths), list(backbone.depths)
+    if backbone.architecture == "resnet":
+        return ResNetConfig(
+            embedding_size=widths[0],
+            hidden_sizes=widths,
+            depths=depths,
+            layer_type="basic",
+            **settings,
+        )
+    if backbone.architecture == "convnext":
+        # Patches of 2 px, not 4, and layer scale 0.1, not 1e-6: made for images of some 50 px and
+        # for a thousand updates, not for 300 epochs of ImageNet.
+        return ConvNextConfig(
+            patch_size=2,
+            num_stages=len(widths),
+            hidden_sizes=widths,
+            depths=depths,
+            layer_scale_init_value=LS,
+            initializer_range=IR,
+            **settings,
+        )
+    # B0 of arXiv 1905.11946; the defaults of EfficientNetConfig are B7.
+    return EfficientNetConfig(
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        image_size=224,
+        dropout_rate=0.2,
+        hidden_dim=1280,
+        **settings,
+    )
+
+
+def _pretrained(backbone: Backbone, settings: dict[str, Any]) -> PreTrainedModel:
+    """The network of a folder or hub id, with a fresh head where the labels differ."""
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(
+        str(backbone.pretrained),
+        ignore_mismatched_sizes=True,
+        local_files_only=Path(backbone.pretrained).is_dir(),
+        dtype=torch.float32,
+        **settings,
+    )
+    if model.config.model_type != MODEL_TYPES[backbone.architecture]:
+        raise ValueError(
+            f"pretrained classifier {backbone.pretrained} is a {model.config.model_type}, "
+            f"but the preset asks for architecture {backbone.architecture!r}"
+        )
+    return model

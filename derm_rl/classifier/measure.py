@@ -1,0 +1,206 @@
+"""Stage 02: train the reward classifier and the judge on disjoint lesions, measure them on others.
+
+Tables, each with a column ``model`` (reward or judge):
+
+- ``history.csv``: one row per epoch.
+- ``attributes.csv``: AUC, balanced accuracy and F1 of each label, with 95 % intervals from
+  resampled lesions.
+- ``roc.csv``: points of the ROC curves. ``reliability.csv``: stated against observed frequency.
+- ``predictions.csv``: the probabilities behind all of these, one row per test image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from derm_rl import provenance
+from derm_rl.classifier.model import LabelClassifier
+from derm_rl.classifier.training import train
+from derm_rl.evaluation import bootstrap
+from derm_rl.io import read_csv, write_csv
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+    from derm_rl.data import Dataset
+
+VALIDATION = 0.15  # share of a classifier's lesions that stops its training and calibrates it
+
+
+def run(config: Config, progress: bool = True) -> Path:
+    """Train, measure and record both classifiers; returns the folder of stage 02.
+
+    Writes ``reward/``, ``judge/`` (see :func:`derm_rl.classifier.load`), the tables above and the
+    metrics ``classifier.{reward,judge}.auc.{label}`` and ``.auc.min``.
+    """
+    from derm_rl import data
+
+    folder = config.stage_dir("02_reward_classifier")
+    folder.mkdir(parents=True, exist_ok=True)
+    test = data.load(config, "test")
+    tables: dict[str, list[pd.DataFrame]] = {}
+    metrics = {}
+    for name in ("reward", "judge"):
+        model = _train_one(config, name, folder / name, progress)
+        probabilities = model.predict(test.images)
+        attributes = attribute_table(
+            probabilities, test.labels, _groups(test.frame), test.label_names,
+            config.classifier.bootstrap, config.seed,
+        )  # fmt: skip
+        parts = {
+            "history": read_csv(folder / name / "history.csv"),
+            "attributes": attributes,
+            "roc": roc_table(probabilities, test.labels, test.label_names),
+            "reliability": reliability_table(probabilities, test.labels, test.label_names),
+            "predictions": _predictions(test, probabilities),
+        }
+        for table, part in parts.items():
+            part.insert(0, "model", name)
+            tables.setdefault(table, []).append(part)
+        metrics |= _metrics(config, name, attributes)
+    for table, parts in tables.items():
+        write_csv(folder / f"{table}.csv", pd.concat(parts, ignore_index=True))
+    provenance.record_metrics(config, "02_reward_classifier", metrics)
+    provenance.stamp(config, "02_reward_classifier", test_images=len(test.frame))
+    return folder
+
+
+def _train_one(config: Config, name: str, folder: Path, progress: bool) -> LabelClassifier:
+    """One classifier on its own split, with its own seed, of which some lesions validate."""
+    from derm_rl import data
+    from derm_rl.data import splits
+
+    part = data.load(config, name)
+    seed = config.seed + {"reward": 0, "judge": 1}[name]
+    fractions = {"train": 1 - VALIDATION, "validation": VALIDATION}
+    return train(
+        part.images,
+        part.labels,
+        _groups(part.frame),
+        part.label_names,
+        (splits.assign(part.frame, fractions, seed) == "validation").to_numpy(bool),
+        getattr(config.classifier, name),
+        config.classifier,
+        seed,
+        folder,
+        progress=progress,
+    )
+
+
+def _groups(frame: pd.DataFrame) -> list[str]:
+    """Lesion of each image; an image without one is a group of its own."""
+    return frame["lesion_id"].fillna("image " + frame["image_id"]).tolist()
+
+
+def attribute_table(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    lesion_ids: Sequence[str],
+    label_names: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """AUC, balanced accuracy and F1 (at 0.5) of each label, with intervals over lesions.
+
+    Columns: attribute, positives, n, and for each measure its value, ``_low`` and ``_high``.
+    """
+    rows = []
+    for j, name in enumerate(label_names):
+        y, p = labels[:, j].astype(float), probabilities[:, j].astype(float)
+        row = {"attribute": name, "positives": int(y.sum()), "n": len(y)}
+        table = np.stack([y * (p > 0.5), y * (p <= 0.5), (1 - y) * (p <= 0.5), (1 - y) * (p > 0.5)])
+        for measure, values, statistic in (
+            ("auc", np.stack([y, p], 1), bootstrap.auc),
+            ("balanced_accuracy", table.T, balanced_accuracy),
+            ("f1", table.T, f1),
+        ):
+            found = bootstrap.interval(values, statistic, lesion_ids, n=resamples, seed=seed)
+            row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def balanced_accuracy(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of sensitivity and specificity; values (N, 4) flag TP, FN, TN, FP."""
+    tp, fn, tn, fp = (weights @ values).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (tp / (tp + fn) + tn / (tn + fp)) / 2
+
+
+def f1(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """F1 = 2 TP / (2 TP + FN + FP); values (N, 4) flag TP, FN, TN, FP."""
+    tp, fn, _, fp = (weights @ values).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 2 * tp / (2 * tp + fn + fp)
+
+
+def roc_table(
+    probabilities: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> pd.DataFrame:
+    """Corners of each ROC curve: attribute, threshold, false_positive_rate, true_positive_rate."""
+    from sklearn.metrics import roc_curve
+
+    parts = []
+    for j, name in enumerate(label_names):
+        if 0 < labels[:, j].sum() < len(labels):
+            fpr, tpr, threshold = roc_curve(labels[:, j], probabilities[:, j])
+            columns = {"threshold": threshold.clip(max=1.0), "false_positive_rate": fpr}
+            parts.append(
+                pd.DataFrame({"attribute": name, **columns, "true_positive_rate": tpr})
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def reliability_table(
+    probabilities: np.ndarray, labels: np.ndarray, label_names: Sequence[str], bins: int = 10
+) -> pd.DataFrame:
+    """Stated probability against observed frequency, at the balanced prior of the classifiers.
+
+    Positives and negatives are weighted to half each, as the probabilities presume. Columns:
+    attribute, bin, stated, observed (of the images in the bin), n, and ``ece``, the expected
+    calibration error of the attribute: the weighted mean of abs(stated - observed).
+    """
+    parts = []
+    for j, name in enumerate(label_names):
+        y, p = labels[:, j].astype(float), probabilities[:, j].astype(float)
+        if not 0 < y.sum() < len(y):
+            continue
+        frame = pd.DataFrame({"bin": np.minimum((p * bins).astype(int), bins - 1)})
+        frame["weight"] = np.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+        frame["stated"], frame["observed"] = p * frame["weight"], y * frame["weight"]
+        frame["n"] = 1
+        part = frame.groupby("bin", as_index=False).sum()
+        part["ece"] = (part["stated"] - part["observed"]).abs().sum()
+        part["stated"] /= part["weight"]
+        part["observed"] /= part["weight"]
+        part.insert(0, "attribute", name)
+        parts.append(part[["attribute", "bin", "stated", "observed", "n", "ece"]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def _predictions(test: Dataset, probabilities: np.ndarray) -> pd.DataFrame:
+    out = pd.DataFrame({"image_id": test.frame["image_id"], "lesion_id": _groups(test.frame)})
+    for j, name in enumerate(test.label_names):
+        out[name], out[f"p_{name}"] = test.labels[:, j].astype(int), probabilities[:, j]
+    return out
+
+
+def _metrics(config: Config, name: str, attributes: pd.DataFrame) -> dict[str, dict]:
+    """``classifier.<name>.auc.<label>`` and the least of them, ``classifier.<name>.auc.min``."""
+    rows = {row.attribute: row for row in attributes.itertuples()}
+    rows["min"] = min(rows.values(), key=lambda row: row.auc)
+    return {
+        f"classifier.{name}.auc.{label}": provenance.metric(
+            config,
+            row.auc,
+            low=row.auc_low,
+            high=row.auc_high,
+            n=row.n,
+            csv="classifier_attributes.csv",
+        )
+        for label, row in rows.items()
+    }

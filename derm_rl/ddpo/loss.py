@@ -1,0 +1,43 @@
+"""The clipped importance-ratio loss of DDPO-IS (arXiv 2305.13301, equation 3; PPO's clipping)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Loss (), and for the log: ratio (B,), fraction clipped (), approximate KL ()."""
+
+    loss: Tensor
+    ratio: Tensor
+    clip_fraction: Tensor
+    approx_kl: Tensor
+
+
+def clipped_surrogate(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    clip_range: float,
+    weight: Tensor | float = 1.0,
+) -> Surrogate:
+    """mean of max(-A·r, -A·clip(r, 1 ± clip_range)), with r = exp(weight · (log p - log p_old)).
+
+    Args:
+        log_prob, old_log_prob: per-dimension mean log-probabilities (B,).
+        advantage: (B,), already normalized and clipped.
+        weight: per-step weight (B,) of the log-ratio (:attr:`Steps.output_weight`), 1 as published.
+    """
+    log_ratio = weight * (log_prob - old_log_prob.detach())
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    advantage = advantage.to(ratio)
+    loss = torch.maximum(-advantage * ratio, -advantage * clipped).mean()
+    with torch.no_grad():
+        outside = ((ratio - 1).abs() > clip_range).float().mean()
+        kl = ((ratio - 1) - log_ratio).mean()  # Schulman's non-negative estimator
+    return Surrogate(loss, ratio.detach(), outside, kl)

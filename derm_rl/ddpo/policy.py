@@ -1,0 +1,207 @@
+"""The denoising policy: the stochastic DDIM step, its log-probability, rollout and replay.
+
+Sampling is a Markov decision process whose action is the next, less noisy latent
+(arXiv 2305.13301, section 4): p(x_{t-1} | x_t, c) = N(μ_θ(x_t, t, c), σ_t² I), with μ and σ of
+DDIM (Song et al. 2020, arXiv 2010.02502, equations 12 and 16).
+
+Latents are (B, C, h, w); a :class:`Step` holds one row per denoising step, noisiest first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+# Below this standard deviation a step is taken as deterministic: it has no density to differentiate
+# and would divide by zero (the last step of a schedule that ends at alpha = 1 has σ = 0 exactly).
+SIGMA_FLOOR = 1e-4
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # (latents, timestep, embeds) -> output
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Coefficients of all K denoising steps, float64 tensors (K,).
+
+    With ``out`` the model output and ``x`` the latents: x0 = x0_x·x + x0_out·out,
+    ε = eps_x·x + eps_out·out, μ = mean_x0·x0 + mean_eps·ε, and the action is μ + sigma·z.
+    """
+
+    timestep: Tensor
+    x0_x: Tensor
+    x0_out: Tensor
+    eps_x: Tensor
+    eps_out: Tensor
+    mean_x0: Tensor
+    mean_eps: Tensor
+    sigma: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+    @property
+    def mean_x(self) -> Tensor:
+        return self.mean_x0 * self.x0_x + self.mean_eps * self.eps_x
+
+    @property
+    def mean_out(self) -> Tensor:
+        """∂μ/∂out (K,), in closed form."""
+        return self.mean_x0 * self.x0_out + self.mean_eps * self.eps_out
+
+    @property
+    def stochastic(self) -> Tensor:
+        """Steps (K,) bool that have a density."""
+        return self.sigma > SIGMA_FLOOR
+
+    @property
+    def output_weight(self) -> Tensor:
+        """σ / |∂μ/∂out| (K,), 0 where σ is; scaled to mean 1 over the stochastic steps.
+
+        ∇ log p = z/σ · ∂μ/∂out · ∇out: unweighted, the last, low-noise steps dominate the gradient.
+        With this weight every step's gradient is as large in the space of model outputs.
+        """
+        weight = torch.where(self.stochastic, self.sigma / self.mean_out.abs(), 0.0)
+        return weight / weight[self.stochastic].mean()
+
+
+def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int, eta: float) -> Steps:
+    """Coefficients of the steps that ``scheduler.step(..., eta=eta)`` would take."""
+    scheduler.set_timesteps(num_inference_steps)
+    timestep = scheduler.timesteps.cpu()
+    alphas = scheduler.alphas_cumprod.double().cpu()
+    previous = timestep - scheduler.config.num_train_timesteps // num_inference_steps
+    final = torch.as_tensor(scheduler.final_alpha_cumprod).double()
+    alpha = alphas[timestep]
+    alpha_prev = torch.where(previous >= 0, alphas[previous.clamp(min=0)], final)
+    sigma = eta * ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)).clamp(min=0).sqrt()
+    a, s, zero, one = alpha.sqrt(), (1 - alpha).sqrt(), torch.zeros_like(alpha), None
+    one = torch.ones_like(alpha)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        x0_x, x0_out, eps_x, eps_out = 1 / a, -s / a, zero, one
+    elif kind == "v_prediction":
+        x0_x, x0_out, eps_x, eps_out = a, -s, s, a
+    elif kind == "sample":
+        x0_x, x0_out, eps_x, eps_out = zero, one, 1 / s, -a / s
+    else:
+        raise ValueError(
+            f"prediction_type {kind!r}: expected epsilon, v_prediction or sample in the scheduler"
+        )
+    mean_eps = (1 - alpha_prev - sigma**2).clamp(min=0).sqrt()
+    return Steps(timestep, x0_x, x0_out, eps_x, eps_out, alpha_prev.sqrt(), mean_eps, sigma)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Coefficients () or (B,) shaped to multiply latents (B, C, h, w), in their dtype and device."""
+    return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def guided_output(
+    denoiser: Denoiser,
+    latents: Tensor,
+    timestep: Tensor,
+    embeds: Tensor,
+    null_embeds: Tensor,
+    guidance_scale: float,
+) -> Tensor:
+    """Model output with classifier-free guidance (Ho & Salimans 2022); one pass if scale is 1."""
+    timestep = timestep.to(latents.device).expand(len(latents))
+    if guidance_scale == 1.0:
+        return denoiser(latents, timestep, embeds).float()
+    null = null_embeds.expand(len(latents), -1, -1)
+    output = denoiser(
+        torch.cat([latents, latents]), torch.cat([timestep, timestep]), torch.cat([null, embeds])
+    )
+    without, with_prompt = output.float().chunk(2)
+    return without + guidance_scale * (with_prompt - without)
+
+
+def step_mean(steps: Steps, k: Tensor, latents: Tensor, output: Tensor) -> Tensor:
+    """μ (B, C, h, w) of step(s) ``k`` (() or (B,) long) for latents and model output."""
+    mean_x, mean_out = _per_sample(steps.mean_x[k], latents), _per_sample(steps.mean_out[k], latents)
+    return mean_x * latents + mean_out * output
+
+
+def log_prob(sample: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    """Mean over dimensions (B,) of log N(sample; mean, σ²). σ (() or (B,)) must be positive.
+
+    The mean, not the sum, as in the paper's code: the clip range is stated per dimension.
+    """
+    sigma = _per_sample(sigma, mean)
+    squared = ((sample.detach() - mean) / sigma) ** 2
+    return (-0.5 * squared - sigma.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
+
+
+def replay(
+    denoiser: Denoiser,
+    steps: Steps,
+    k: Tensor,
+    latents: Tensor,
+    embeds: Tensor,
+    null_embeds: Tensor,
+    guidance_scale: float,
+    action: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One policy step: take ``action`` if given, else μ + σ·noise; return it with its log-prob.
+
+    Rollout and training both come through here, so they cannot disagree on a log-probability.
+
+    Args:
+        k: step of each sample, () or (B,) long.
+        latents: x_t (B, C, h, w) float32.
+
+    Returns:
+        action x_{t-1} (B, C, h, w), log-probability (B,); 0 where the step is deterministic.
+    """
+    output = guided_output(
+        denoiser, latents, steps.timestep[k], embeds, null_embeds, guidance_scale
+    )
+    mean, sigma = step_mean(steps, k, latents, output), steps.sigma[k]
+    if action is None:
+        action = mean + _per_sample(sigma, mean) * noise
+    density = steps.stochastic[k].to(mean.device).expand(len(mean))
+    safe = torch.where(steps.stochastic[k], sigma, 1.0)
+    return action, torch.where(density, log_prob(action, mean, safe), 0.0)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """B images' denoising: latents (B, K+1, C, h, w), noise first, and log-probs (B, K)."""
+
+    latents: Tensor
+    log_probs: Tensor
+
+
+@torch.no_grad()
+def rollout(
+    denoiser: Denoiser,
+    steps: Steps,
+    noise: Tensor,
+    embeds: Tensor,
+    null_embeds: Tensor,
+    guidance_scale: float,
+    generator: torch.Generator,
+) -> Trajectory:
+    """Sample a whole trajectory from initial ``noise`` (B, C, h, w) under the current policy."""
+    latents, log_probs = [noise], []
+    for k in range(len(steps)):
+        z = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
+        action, lp = replay(
+            denoiser,
+            steps,
+            torch.tensor(k),
+            latents[-1],
+            embeds,
+            null_embeds,
+            guidance_scale,
+            noise=z,
+        )
+        latents.append(action)
+        log_probs.append(lp)
+    return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1))

@@ -1,0 +1,196 @@
+"""Stage 05: the same prompts and noise before and after RL, graded by the judge.
+
+Each pipeline runs at the guidance scale that suits it best on a small sample of other seeds. Files:
+
+- ``images_stage1.npy``, ``images_rl.npy``: all images, uint8, prompts in their fixed order.
+- ``samples.csv``: one row per image: what was wanted, what judge and reward classifier saw.
+- ``per_prompt.csv``, ``attributes.csv``, ``guidance.csv``: tables of
+  :mod:`derm_rl.evaluation.alignment` with a column ``model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from derm_rl import classifier, data, pipeline, prompts, provenance
+from derm_rl.classifier.model import LabelClassifier
+from derm_rl.evaluation import alignment
+from derm_rl.evaluation.bootstrap import Interval
+from derm_rl.evaluation.generation import generate, image_seed
+from derm_rl.io import write_csv
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+
+STAGE = "05_alignment"
+MODELS = {"stage1": "03_finetune_stable_diffusion", "rl": "04_ddpo"}
+
+
+def run(config: Config, progress: bool = True) -> Path:
+    """Generate, judge, tabulate and record; returns the folder of stage 05."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifiers = config.require("02_reward_classifier")
+    judge = classifier.load(classifiers / "judge", device)
+    reward = classifier.load(classifiers / "reward", device)
+    sources = {model: config.require(stage) / "pipeline" for model, stage in MODELS.items()}
+    vocabulary = data.load(config)
+    _check_labels(judge, reward, vocabulary.label_names)
+    findings = prompts.all_prompts(vocabulary.diagnoses, vocabulary.artifacts)
+    folder = config.stage_dir(STAGE)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    scales, samples = [], []
+    for model, source in sources.items():
+        pipe = pipeline.load(source).to(device)
+        found = _measure(config, model, pipe, judge, reward, findings, folder, progress)
+        scales.append(found[0])
+        samples.append(found[1])
+    samples = pd.concat(samples, ignore_index=True)
+    tables = {
+        "samples": samples,
+        "guidance": pd.concat(scales, ignore_index=True),
+        "per_prompt": _per_model(samples, alignment.prompt_table, config),
+        "attributes": _per_model(samples, alignment.attribute_table, config),
+    }
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table)
+    metrics = headline(samples, tables["attributes"], config.alignment.bootstrap, config.seed)
+    provenance.record_metrics(
+        config,
+        STAGE,
+        {
+            name: provenance.metric(config, *found, csv="alignment_samples.csv")
+            for name, found in metrics.items()
+        },
+    )
+    provenance.stamp(config, STAGE, images=len(samples))
+    _summarize(metrics, tables["guidance"])
+    return folder
+
+
+def _check_labels(
+    judge: LabelClassifier, reward: LabelClassifier, label_names: Sequence[str]
+) -> None:
+    for name, model in (("judge", judge), ("reward classifier", reward)):
+        if model.label_names != list(label_names):
+            raise ValueError(
+                f"the {name} of stage 02 knows the labels {', '.join(model.label_names)}, but the "
+                f"data of stage 01 has {', '.join(label_names)}; run 02_reward_classifier again"
+            )
+
+
+def _measure(
+    config: Config,
+    model: str,
+    pipe: pipeline.StableDiffusionPipeline,
+    judge: LabelClassifier,
+    reward: LabelClassifier,
+    findings: Sequence[prompts.Finding],
+    folder: Path,
+    progress: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Guidance table and samples table of one pipeline."""
+    settings = config.alignment
+    common = {
+        "inference_steps": settings.inference_steps,
+        "eta": settings.eta,
+        "batch_size": settings.batch_size,
+        "size": config.image_size,
+        "progress": progress,
+    }
+    scale, table = alignment.best_guidance(
+        pipe,
+        judge,
+        findings,
+        settings.guidance_images_per_prompt,
+        settings.seed + 1,  # other noise than that of the images measured below
+        settings.guidance_scales,
+        out=folder / f"guidance_{model}.npy",
+        resamples=settings.bootstrap,
+        **common,
+    )
+    table.insert(0, "model", model)
+    n = settings.images_per_prompt
+    out = folder / f"images_{model}.npy"
+    images = generate(pipe, findings, n, settings.seed, guidance_scale=scale, out=out, **common)
+    names, texts = judge.label_names, alignment.prompt_ids(findings, n)
+    samples = pd.DataFrame({"model": model, "prompt": texts})
+    samples["index"] = np.tile(np.arange(n), len(findings))
+    seeds = zip(texts, samples["index"].tolist(), strict=True)
+    samples["image_seed"] = [image_seed(settings.seed, text, i) for text, i in seeds]
+    samples["guidance_scale"] = scale
+    wanted = alignment.wanted_labels(findings, n, names)
+    columns = {"wanted": wanted, "judge": judge.predict(images), "reward": reward.predict(images)}
+    for kind, values in columns.items():
+        samples[[f"{kind}_{name}" for name in names]] = values
+    return table, samples
+
+
+def arrays(samples: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Arrays (N, L) ``wanted``, ``judge`` and ``reward`` of a samples table, and the labels."""
+    names = [c.removeprefix("wanted_") for c in samples.columns if c.startswith("wanted_")]
+    kinds = ("wanted", "judge", "reward")
+    return {k: samples[[f"{k}_{n}" for n in names]].to_numpy(float) for k in kinds}, names
+
+
+def _per_model(samples: pd.DataFrame, function, config: Config) -> pd.DataFrame:
+    """``alignment.prompt_table`` or ``.attribute_table`` of each model, one below the other."""
+    parts = []
+    for model, rows in samples.groupby("model", sort=False):
+        a, names = arrays(rows)
+        part = function(
+            a["judge"], a["wanted"], rows["prompt"], names, config.alignment.bootstrap, config.seed
+        )
+        part.insert(0, "model", model)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def headline(
+    samples: pd.DataFrame, attributes: pd.DataFrame, resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """The metrics of stage 05, from its ``samples.csv`` and ``attributes.csv``.
+
+    ``alignment.{apr,apr_diagnosis,diagnosis,labels}.{stage1,rl,gain}`` by the judge, gains paired
+    by prompt and noise; ``alignment.{recall,false_add}.<label>.{stage1,rl}``; and
+    ``alignment.reward_judge_gap.{stage1,rl,gain}``: share of labels right by the reward classifier
+    minus by the judge. A gap that grows under RL is what reward hacking looks like.
+    """
+    correct, texts = {}, None
+    for model, rows in samples.groupby("model", sort=False):
+        a, names = arrays(rows)
+        texts = rows["prompt"].tolist()
+        correct[model] = alignment.matches(a["judge"], a["wanted"], names)
+        by_reward = alignment.matches(a["reward"], a["wanted"], names)["labels"]
+        correct[model]["reward_judge_gap"] = by_reward - correct[model]["labels"]
+    out = {}
+    for measure in (*alignment.MEASURES, "reward_judge_gap"):
+        for model, frame in correct.items():
+            key = f"alignment.{measure}.{model}"
+            out[key] = alignment.rate(frame[measure], texts, resamples, seed)
+        out[f"alignment.{measure}.gain"] = alignment.gain(
+            correct["stage1"][measure], correct["rl"][measure], texts, True, resamples, seed
+        )
+    for row in attributes.itertuples():
+        for measure in ("recall", "false_add"):
+            fields = ("", "_low", "_high", "_n")
+            values = Interval(*(getattr(row, measure + field) for field in fields))
+            out[f"alignment.{measure}.{row.attribute}.{row.model}"] = values
+    return out
+
+
+def _summarize(metrics: dict[str, Interval], guidance: pd.DataFrame) -> None:
+    chosen = guidance[guidance["chosen"]].set_index("model")["guidance_scale"]
+    print("guidance " + ", ".join(f"{model} {scale:g}" for model, scale in chosen.items()))
+    for measure in (*alignment.MEASURES, "reward_judge_gap"):
+        cells = []
+        for column in (*MODELS, "gain"):
+            x = metrics[f"alignment.{measure}.{column}"]
+            cells.append(f"{column} {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]")
+        print(f"{measure:17s}" + "   ".join(cells))

@@ -1,0 +1,128 @@
+"""Images for given prompts from fixed seeds: the same noise whatever the model or the batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from tqdm.auto import tqdm
+
+from derm_rl import prompts, training
+from derm_rl.io import read_json, write_json
+
+
+def generate(
+    pipeline: StableDiffusionPipeline,
+    findings: Sequence[prompts.Finding],
+    images_per_prompt: int,
+    seed: int,
+    inference_steps: int = 50,
+    guidance_scale: float = 1.0,
+    eta: float = 1.0,
+    batch_size: int = 32,
+    size: int | None = None,
+    progress: bool = False,
+    out: str | Path | None = None,
+) -> np.ndarray:
+    """Images (P·n, S, S, 3) uint8 of P findings, n of each, in the order of the findings.
+
+    Every image has its own generator, seeded from (seed, prompt, index) by :func:`image_seed`, for
+    its first latent and all noise of sampling. So two pipelines, or one before and after RL, start
+    from the same noise, and neither batch size nor the other prompts change an image.
+
+    Args:
+        guidance_scale: classifier-free guidance; 1 (or less) is none, as in diffusers.
+        eta: 1 for the stochastic sampler DDPO trains with, 0 for deterministic DDIM.
+        size: side in pixels; default: what the pipeline was made for.
+        out: ``.npy`` file to fill batch by batch, for more images than memory holds; the result is
+            then a memory map. Interrupted, the same call continues where it stopped.
+
+    Raises:
+        FloatingPointError: the pipeline produced values that are not finite.
+    """
+    texts = [prompts.render(finding) for finding in findings for _ in range(images_per_prompt)]
+    indices = [i for _ in findings for i in range(images_per_prompt)]
+    size = size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    shape = (len(texts), size, size, 3)
+    settings = dict(
+        num_inference_steps=inference_steps, guidance_scale=guidance_scale, eta=eta,
+        height=size, width=size, output_type="pt",
+    )  # fmt: skip
+    images, start = np.empty(shape, np.uint8), 0
+    if out is not None:
+        belongs_to = training.identity(
+            weights=_fingerprint(pipeline), texts=texts, indices=indices, seed=seed, **settings
+        )
+        images, start = _open(Path(out), shape, belongs_to)
+    pipeline.set_progress_bar_config(disable=True)
+    bar = tqdm(total=len(texts), initial=start, unit="image", mininterval=1, disable=not progress,
+               desc=f"images at guidance {guidance_scale:g}")  # fmt: skip
+    for i in range(start, len(texts), batch_size):
+        batch = slice(i, min(i + batch_size, len(texts)))
+        seeds = [image_seed(seed, *p) for p in zip(texts[batch], indices[batch], strict=True)]
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        x = pipeline(prompt=texts[batch], generator=generators, **settings).images.float()
+        if not torch.isfinite(x).all():
+            raise FloatingPointError(
+                f"the pipeline produced values that are not finite for {texts[i]!r} at guidance "
+                f"{guidance_scale:g}, {inference_steps} steps"
+            )
+        images[batch] = (x * 255).round().permute(0, 2, 3, 1).byte().cpu().numpy()
+        if out is not None:
+            images.flush()
+            write_json(_progress(Path(out)), {"belongs_to": belongs_to, "done": batch.stop})
+        bar.update(batch.stop - i)
+    bar.close()
+    if out is not None and _partial(Path(out)).exists():
+        os.replace(_partial(Path(out)), out)
+        images = np.load(out, mmap_mode="r")
+    return images
+
+
+def image_seed(seed: int, text: str, index: int) -> int:
+    """Seed of the ``index``-th image of a prompt: ``torch.Generator().manual_seed`` takes it."""
+    return training.generator("image", seed, text, index).initial_seed()
+
+
+def discard(out: str | Path) -> None:
+    """Remove the file of a call with ``out`` and what belongs to it."""
+    for path in (Path(out), _partial(Path(out)), _progress(Path(out))):
+        path.unlink(missing_ok=True)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_suffix(".partial.npy")
+
+
+def _progress(out: Path) -> Path:
+    return out.with_suffix(".progress.json")
+
+
+def _open(out: Path, shape: tuple[int, ...], belongs_to: str) -> tuple[Any, int]:
+    """Memory map to fill and the number of images already in it."""
+    done = 0
+    if _progress(out).is_file():
+        state = read_json(_progress(out))
+        done = state["done"] if state["belongs_to"] == belongs_to else 0
+    if done == shape[0] and out.is_file():
+        return np.load(out, mmap_mode="r"), done
+    if done and _partial(out).is_file():
+        return np.lib.format.open_memmap(_partial(out), "r+"), done
+    discard(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return np.lib.format.open_memmap(_partial(out), "w+", np.uint8, shape), 0
+
+
+@torch.no_grad()
+def _fingerprint(pipeline: StableDiffusionPipeline) -> list[float]:
+    """Numbers that change when any weight does: two norms of each tensor of the UNet."""
+    out = []
+    for _, p in sorted(pipeline.unet.named_parameters()):
+        p = p.detach().double()
+        out += [p.sum().item(), p.abs().sum().item()]
+    return out

@@ -1,0 +1,122 @@
+"""The caption grammar: findings to text and back (arXiv 2503.15784, section 2).
+
+    a dermoscopic image with {diagnosis} {with no visible artifacts | showing artifact, artifact, …}
+
+Artifacts always stand in the order of ``ARTIFACTS``. :func:`parse` is the inverse of
+:func:`render`: the paper's 32 prompts are every subset of four artifacts for two diagnoses.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# The eight diagnoses of ISIC 2019, by its codes; the paper uses the first two.
+DIAGNOSES = {
+    "MEL": "melanoma",
+    "NV": "melanocytic nevus",
+    "BCC": "basal cell carcinoma",
+    "AK": "actinic keratosis",
+    "BKL": "benign keratosis",
+    "DF": "dermatofibroma",
+    "VASC": "vascular lesion",
+    "SCC": "squamous cell carcinoma",
+}
+ARTIFACTS = {
+    "hair": "hair",
+    "gel_bubble": "gel bubble",
+    "ruler": "ruler",
+    "ink": "ink",
+    "dark_corner": "dark corner",
+}
+_START = "a dermoscopic image with "
+_NONE, _SHOWING = " with no visible artifacts", " showing "
+
+
+class PromptError(ValueError):
+    """A finding or text outside the grammar."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A diagnosis code and the artifacts present, in the order of ``ARTIFACTS``."""
+
+    diagnosis: str
+    artifacts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.diagnosis not in DIAGNOSES:
+            raise PromptError(f"unknown diagnosis {self.diagnosis!r}{_near(self.diagnosis, DIAGNOSES)}")
+        for artifact in self.artifacts:
+            if artifact not in ARTIFACTS:
+                raise PromptError(f"unknown artifact {artifact!r}{_near(artifact, ARTIFACTS)}")
+        if len(set(self.artifacts)) != len(self.artifacts):
+            raise PromptError(f"an artifact is named twice: {', '.join(self.artifacts)}")
+        ordered = tuple(a for a in ARTIFACTS if a in self.artifacts)
+        object.__setattr__(self, "artifacts", ordered)
+
+
+def render(finding: Finding) -> str:
+    """The prompt that asks for a finding."""
+    diagnosis = f"{DIAGNOSES[finding.diagnosis]} ({finding.diagnosis})"
+    if not finding.artifacts:
+        return _START + diagnosis + _NONE
+    return _START + diagnosis + _SHOWING + ", ".join(ARTIFACTS[a] for a in finding.artifacts)
+
+
+def parse(text: str) -> Finding:
+    """The finding a prompt asks for.
+
+    Raises:
+        PromptError: the text is outside the grammar; says at what and what was expected.
+    """
+    if not text.startswith(_START):
+        raise PromptError(f"prompt {text!r}: expected it to start with {_START!r}")
+    rest = text.removeprefix(_START)
+    by_name = {f"{name} ({code})": code for code, name in DIAGNOSES.items()}
+    head = next((name for name in by_name if rest.startswith(name)), None)
+    if head is None:
+        raise PromptError(f"prompt {text!r}: expected one of {', '.join(by_name)} after 'with'")
+    tail = rest.removeprefix(head)
+    if tail == _NONE:
+        return Finding(by_name[head])
+    if not tail.startswith(_SHOWING):
+        raise PromptError(f"prompt {text!r}: expected {_NONE!r} or {_SHOWING!r} after {head!r}")
+    codes = {name: code for code, name in ARTIFACTS.items()}
+    names = tail.removeprefix(_SHOWING).split(", ")
+    for name in names:
+        if name not in codes:
+            raise PromptError(f"prompt {text!r}: unknown artifact {name!r}{_near(name, codes)}")
+    finding = Finding(by_name[head], tuple(codes[name] for name in names))
+    if render(finding) != text:
+        raise PromptError(f"prompt {text!r}: artifacts out of order; expected {render(finding)!r}")
+    return finding
+
+
+def all_prompts(
+    diagnoses: Sequence[str] = ("MEL", "NV"),
+    artifacts: Sequence[str] = ("hair", "gel_bubble", "ruler", "ink"),
+) -> list[Finding]:
+    """Every diagnosis with every subset of ``artifacts``, in a fixed order (32 by default)."""
+    subsets = range(2 ** len(artifacts))
+    return [
+        Finding(diagnosis, tuple(a for i, a in enumerate(artifacts) if bits >> i & 1))
+        for diagnosis in diagnoses
+        for bits in subsets
+    ]
+
+
+def label_names(diagnoses: Sequence[str], artifacts: Sequence[str]) -> list[str]:
+    """Names of the L labels: the artifacts, then the first of two diagnoses, or all of more."""
+    return [*artifacts, *(diagnoses[:1] if len(diagnoses) == 2 else diagnoses)]
+
+
+def labels(finding: Finding, names: Sequence[str]) -> list[float]:
+    """0/1 for each of ``names`` (artifacts and diagnosis codes)."""
+    return [float(name == finding.diagnosis or name in finding.artifacts) for name in names]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

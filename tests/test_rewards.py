@@ -1,0 +1,103 @@
+"""Rewards against hand-computed values; they leave the images alone and refuse wrong input."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from derm_rl import rewards
+
+NAMES = ["hair", "ink", "MEL"]
+
+
+class Classifier(nn.Module):
+    """Stands in for LabelClassifier: the logits of the first pixels of an image."""
+
+    label_names = NAMES
+
+    def logits(self, images):
+        return (images[:, 0, 0, :3] - 0.5) * 20
+
+
+def images(*probabilities):
+    """Images for which the classifier gives these probabilities."""
+    x = torch.full((len(probabilities), 3, 4, 4), 0.5)
+    p = torch.tensor(probabilities, dtype=torch.float32)
+    x[:, 0, 0, :3] = torch.logit(p) / 20 + 0.5
+    return x
+
+
+def test_hard_is_the_fraction_of_labels_that_match():
+    x = images([0.9, 0.2, 0.6], [0.9, 0.2, 0.6], [0.1, 0.9, 0.1])
+    wanted = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 0, 1]])
+    assert rewards.hard(Classifier())(x, wanted).tolist() == pytest.approx([1, 2 / 3, 0])
+
+
+def test_soft_is_the_rescaled_clamped_mean_log_likelihood():
+    x = images([0.9, 0.2, 0.6], [0.9999, 0.5, 0.5])
+    wanted = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    floor = math.log(0.01)
+    first = (math.log(0.9) + math.log(0.8) + math.log(0.6)) / 3
+    second = (floor + 2 * math.log(0.5)) / 3  # the first label, at 0.0001, is clamped
+    got = rewards.soft(Classifier(), floor=0.01)(x, wanted)
+    assert got.tolist() == pytest.approx([1 - first / floor, 1 - second / floor], abs=1e-5)
+
+
+def test_soft_lies_between_zero_and_one_and_is_finite_at_certainty():
+    x = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    got = rewards.soft(Classifier())(x, torch.ones(2, 3))
+    assert got.tolist() == pytest.approx([0, 1], abs=1e-3)
+
+
+def test_diagnosis_looks_at_the_diagnosis_alone():
+    x = images([0.9, 0.9, 0.7], [0.1, 0.1, 0.7])
+    got = rewards.diagnosis(Classifier())(x, torch.ones(2, 3))
+    expected = 1 - math.log(0.7) / math.log(rewards.FLOOR)
+    assert got.tolist() == pytest.approx([expected, expected], abs=1e-5)
+
+
+def test_combine_weighs_names_and_functions_of_ones_own():
+    def brightness(x, wanted):
+        return x.mean((1, 2, 3))
+
+    x, wanted = images([0.9, 0.2, 0.6], [0.3, 0.4, 0.2]), torch.ones(2, 3)
+    got = rewards.combine({"hard": 2.0, brightness: -1.0}, Classifier())(x, wanted)
+    expected = 2 * rewards.hard(Classifier())(x, wanted) - brightness(x, wanted)
+    assert torch.equal(got, expected)
+    built = rewards.build({"hard": 2.0}, Classifier(), NAMES)
+    assert torch.equal(built(x, wanted), 2 * rewards.hard(Classifier())(x, wanted))
+
+
+@pytest.mark.parametrize("name", list(rewards.REWARDS))
+def test_images_and_wanted_labels_are_never_modified(name):
+    x, wanted = images([0.9, 0.2, 0.6]), torch.tensor([[1.0, 0.0, 1.0]])
+    x_before, wanted_before, version = x.clone(), wanted.clone(), x._version
+    rewards.combine({name: 1.0}, Classifier())(x, wanted)
+    assert torch.equal(x, x_before) and torch.equal(wanted, wanted_before)
+    assert x._version == version  # torch counts in-place changes, also those undone
+
+
+def test_rewards_carry_no_gradient():
+    x = images([0.9, 0.2, 0.6]).requires_grad_()
+    assert not rewards.soft(Classifier())(x, torch.ones(1, 3)).requires_grad
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match="unknown reward 'sotf'; did you mean soft"):
+        rewards.combine({"sotf": 1.0}, Classifier())
+    with pytest.raises(ValueError, match="no reward given"):
+        rewards.combine({}, Classifier())
+    with pytest.raises(ValueError, match="finite"):
+        rewards.combine({"hard": math.nan}, Classifier())
+    with pytest.raises(ValueError, match="needs a classifier"):
+        rewards.combine({"hard": 1.0})
+    with pytest.raises(ValueError, match="the prompts ask for hair, MEL"):
+        rewards.build({"hard": 1.0}, Classifier(), ["hair", "MEL"])
+    with pytest.raises(ValueError, match="between 0 and 0.5"):
+        rewards.soft(Classifier(), floor=0.7)
+    reward = rewards.hard(Classifier())
+    with pytest.raises(ValueError, match=r"shape \(1, 3\)"):
+        reward(images([0.5, 0.5, 0.5]), torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        reward(images([0.5, 0.5, 0.5]) - 1, torch.ones(1, 3))
