@@ -111,7 +111,9 @@ def train(
     parameters = prepare_unet(pipe.unet.to(device), settings.method, settings.lora_rank)
     if train_text_encoder:
         parameters += list(pipe.text_encoder.parameters())
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, settings.learning_rate, weight_decay=settings.weight_decay
+    )
     ema = EMAModel(parameters, decay=settings.ema_decay)
     rows: list[dict] = []
     start = 0
@@ -215,10 +217,7 @@ def run(config: Config, progress: bool = True) -> Path:
     training = data.load(config, "diffusion")
     pipe = load(config.pipeline.base)
     views = 8 if image_size(pipe) < 256 else 2  # every view is cached: large images are many
-    captions = [
-        prompts.render(prompts.Finding(diagnosis, artifacts))
-        for diagnosis, artifacts in training.findings
-    ]
+    captions = [prompts.render(finding) for finding in training.findings]
     cached = examples(pipe, training.images, captions, views)
     log = train(pipe, cached, config.finetune, folder, config.seed, progress=progress)
     save(pipe, folder / "pipeline")

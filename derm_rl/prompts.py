@@ -47,7 +47,8 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.diagnosis not in DIAGNOSES:
-            raise PromptError(f"unknown diagnosis {self.diagnosis!r}{_near(self.diagnosis, DIAGNOSES)}")
+            near = _near(self.diagnosis, DIAGNOSES)
+            raise PromptError(f"unknown diagnosis {self.diagnosis!r}{near}")
         for artifact in self.artifacts:
             if artifact not in ARTIFACTS:
                 raise PromptError(f"unknown artifact {artifact!r}{_near(artifact, ARTIFACTS)}")
@@ -87,10 +88,15 @@ def parse(text: str) -> Finding:
     names = tail.removeprefix(_SHOWING).split(", ")
     for name in names:
         if name not in codes:
-            raise PromptError(f"prompt {text!r}: unknown artifact {name!r}{_near(name, codes)}")
-    finding = Finding(by_name[head], tuple(codes[name] for name in names))
+            raise PromptError(
+                f"prompt {text!r}: unknown artifact {name!r}; expected one or more of "
+                f"{', '.join(codes)}, separated by a comma and a space"
+            )
+    finding = Finding(by_name[head], tuple(dict.fromkeys(codes[name] for name in names)))
     if render(finding) != text:
-        raise PromptError(f"prompt {text!r}: artifacts out of order; expected {render(finding)!r}")
+        raise PromptError(
+            f"prompt {text!r}: artifacts are out of order or twice; expected {render(finding)!r}"
+        )
     return finding
 
 
@@ -98,7 +104,10 @@ def all_prompts(
     diagnoses: Sequence[str] = ("MEL", "NV"),
     artifacts: Sequence[str] = ("hair", "gel_bubble", "ruler", "ink"),
 ) -> list[Finding]:
-    """Every diagnosis with every subset of ``artifacts``, in a fixed order (32 by default)."""
+    """Every diagnosis with every subset of ``artifacts``, in a fixed order (32 by default).
+
+    Diagnoses are the outer loop; subset number b holds artifact i if bit i of b is set.
+    """
     subsets = range(2 ** len(artifacts))
     return [
         Finding(diagnosis, tuple(a for i, a in enumerate(artifacts) if bits >> i & 1))
@@ -113,7 +122,14 @@ def label_names(diagnoses: Sequence[str], artifacts: Sequence[str]) -> list[str]
 
 
 def labels(finding: Finding, names: Sequence[str]) -> list[float]:
-    """0/1 for each of ``names`` (artifacts and diagnosis codes)."""
+    """0/1 for each of ``names`` (artifacts and diagnosis codes).
+
+    Raises:
+        PromptError: a name is neither; as a label it would be 0 for every image.
+    """
+    for name in names:
+        if name not in ARTIFACTS and name not in DIAGNOSES:
+            raise PromptError(f"unknown label {name!r}{_near(name, [*ARTIFACTS, *DIAGNOSES])}")
     return [float(name == finding.diagnosis or name in finding.artifacts) for name in names]
 
 

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from derm_rl import prompts
 from derm_rl.classifier.model import LabelClassifier, as_tensor
 
 Reward = Callable[[Tensor, Tensor], Tensor]
 
 FLOOR = 1e-3  # least likelihood of one label that the soft reward still tells apart
-ARTIFACTS = ("hair", "gel_bubble", "ruler", "ink", "dark_corner")
 
 
 def hard(classifier: LabelClassifier) -> Reward:
@@ -37,6 +37,23 @@ def hard(classifier: LabelClassifier) -> Reward:
     def reward(images: Tensor, wanted: Tensor) -> Tensor:
         logits, wanted = _judge(classifier, images, wanted)
         return ((logits > 0) == (wanted > 0.5)).float().mean(1)
+
+    return reward
+
+
+def exact(classifier: LabelClassifier, artifacts: int | None = None) -> Reward:
+    """1 where every artifact is predicted as wanted, else 0; its mean is the APR of the paper.
+
+    ``artifacts`` is the number of leading labels to compare; default: all that are artifacts.
+    """
+    names = classifier.label_names
+    flags = [name in prompts.ARTIFACTS for name in names]
+    columns = [i for i, yes in enumerate(flags) if (yes if artifacts is None else i < artifacts)]
+
+    @torch.no_grad()
+    def reward(images: Tensor, wanted: Tensor) -> Tensor:
+        logits, wanted = _judge(classifier, images, wanted)
+        return ((logits > 0) == (wanted > 0.5))[:, columns].all(1).float()
 
     return reward
 
@@ -72,7 +89,7 @@ def soft(
 
 def diagnosis(classifier: LabelClassifier, floor: float = FLOOR) -> Reward:
     """The soft reward of the diagnosis alone, of the labels that are no artifacts; in [0, 1]."""
-    columns = [i for i, name in enumerate(classifier.label_names) if name not in ARTIFACTS]
+    columns = [i for i, name in enumerate(classifier.label_names) if name not in prompts.ARTIFACTS]
     if not columns:
         raise ValueError(
             f"the classifier has no label of a diagnosis among {', '.join(classifier.label_names)}"
@@ -85,6 +102,7 @@ REWARDS: dict[str, Callable[[LabelClassifier], Reward]] = {
     "hard": hard,
     "soft": soft,
     "diagnosis": diagnosis,
+    "exact": exact,
 }
 
 
@@ -109,14 +127,16 @@ def combine(
 
 
 def build(
-    weights: Mapping[str, float], classifier: LabelClassifier, label_names: Sequence[str]
+    weights: Mapping[str, float],
+    classifier: LabelClassifier,
+    label_names: Sequence[str] | None = None,
 ) -> Reward:
-    """The reward of a preset (``ddpo.rewards``) for prompts with these ``label_names``.
+    """The reward of a preset (``ddpo.rewards``), for prompts with these ``label_names`` if given.
 
     Raises:
         ValueError: as :func:`combine`, or the classifier's labels are not the prompts'.
     """
-    if list(label_names) != list(classifier.label_names):
+    if label_names is not None and list(label_names) != list(classifier.label_names):
         raise ValueError(
             f"the reward classifier knows the labels {', '.join(classifier.label_names)}, but the "
             f"prompts ask for {', '.join(label_names)}; train it on this vocabulary (stage 02)"

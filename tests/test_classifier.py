@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from derm_rl import classifier
-from derm_rl.classifier import augment, calibration, measure, training
+from derm_rl.classifier import augment, calibration, training
 from derm_rl.classifier.model import as_tensor
+from derm_rl.evaluation import classification
 
 NAMES = ["ink", "MEL"]
 RESNET = SimpleNamespace(architecture="resnet", widths=[8, 16], depths=[1, 1], pretrained=None)
@@ -115,7 +116,7 @@ def test_training_learns_and_the_folder_gives_the_same_classifier(tmp_path, back
     images, labels, *_ = toy(seed=1)
     p = model.predict(images, batch_size=17)
     assert p.dtype == np.float32 and p.shape == (96, 2)
-    assert measure.attribute_table(p, labels, range(96), NAMES, 10)["auc"].min() > 0.95
+    assert classification.attribute_table(p, labels, range(96), NAMES, 0)["auc"].min() > 0.95
     loaded = classifier.load(tmp_path / "m")
     assert np.array_equal(loaded.predict(images, batch_size=17), p)
     assert loaded.label_names == NAMES and loaded.image_size == 16
@@ -309,7 +310,7 @@ def test_attribute_table_agrees_with_scikit_learn():
     rng = np.random.default_rng(0)
     y = (rng.random((300, 2)) < 0.3).astype(float)
     p = (rng.random((300, 2)) + 0.4 * y) / 1.4
-    table = measure.attribute_table(p, y, np.arange(300) // 2, NAMES, resamples=200)
+    table = classification.attribute_table(p, y, np.arange(300) // 2, NAMES, resamples=200)
     for j, row in table.iterrows():
         assert row["auc"] == pytest.approx(roc_auc_score(y[:, j], p[:, j]))
         decided = p[:, j] > 0.5
@@ -323,16 +324,16 @@ def test_reliability_of_calibrated_and_of_overconfident_probabilities():
     rng = np.random.default_rng(0)
     p = rng.random((20_000, 1))
     y = (rng.random(p.shape) < p).astype(float)
-    good = measure.reliability_table(p, y, ["MEL"])
+    good = classification.reliability_table(p, y, ["MEL"])
     assert good["ece"].iloc[0] < 0.02 and good["n"].sum() == 20_000
     assert good["observed"].to_numpy() == pytest.approx(good["stated"].to_numpy(), abs=0.05)
-    bad = measure.reliability_table((p > 0.5).astype(float), y, ["MEL"])
+    bad = classification.reliability_table((p > 0.5).astype(float), y, ["MEL"])
     assert bad["ece"].iloc[0] == pytest.approx(0.25, abs=0.02)
 
 
 def test_roc_table_runs_from_corner_to_corner():
     p, y = np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]])
-    table = measure.roc_table(p, y, ["MEL"])
+    table = classification.roc_table(p, y, ["MEL"])
     ends = table[["false_positive_rate", "true_positive_rate"]].iloc[[0, -1]].to_numpy()
     assert ends.tolist() == [[0, 0], [1, 1]]
     assert table["threshold"].max() <= 1
@@ -352,7 +353,7 @@ def stage(tmp_path, monkeypatch):
         frame["diagnosis"] = np.where(labels[:, 1] == 1, "MEL", "NV")
         frame["ink"] = pd.array(labels[:, 0] == 1, dtype="boolean")
         frames[split] = SimpleNamespace(
-            frame=frame, images=images, labels=labels, label_names=NAMES
+            frame=frame, images=images, labels=labels, label_names=NAMES, artifacts=["ink"]
         )
     monkeypatch.setattr(derm_rl.data, "load", lambda config, split: frames[split], raising=False)
     return SimpleNamespace(
@@ -388,7 +389,7 @@ def test_stage_trains_both_and_writes_every_table(stage, tmp_path, monkeypatch):
         assert recorded[f"classifier.{model}.auc.ink"]["value"] == pytest.approx(values["ink"])
         assert recorded[f"classifier.{model}.auc.min"]["value"] == pytest.approx(values.min())
         rows = tables["predictions"].query("model == @model")
-        again = measure.attribute_table(
+        again = classification.attribute_table(
             rows[["p_ink", "p_MEL"]].to_numpy(), rows[NAMES].to_numpy(), rows["lesion_id"], NAMES, 0
         )
         assert again["auc"].to_numpy() == pytest.approx(values.to_numpy(), abs=1e-3)

@@ -1,7 +1,8 @@
 """Multi-label image classifiers: the reward that DDPO climbs and the judge that grades the result.
 
 ``model`` holds the classifier and its folder format, ``augment`` what training images go through,
-``training`` the loop, ``calibration`` the temperatures, ``measure`` the tables of stage 02.
+``training`` the loop and ``calibration`` the temperatures. Their measurement is in
+:mod:`derm_rl.evaluation.classification`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["LabelClassifier", "build", "load", "run", "train"]
 
 
-def run(config: Config) -> Path:
+def run(config: Config, progress: bool = True) -> Path:
     """Stage 02: train and measure the reward classifier and the judge; returns the stage folder."""
-    from derm_rl.classifier.measure import run as run_stage
+    from derm_rl.evaluation.classification import run as run_stage
 
-    return run_stage(config)
+    return run_stage(config, progress)

@@ -23,7 +23,7 @@ from derm_rl.classifier.model import load as load_classifier
 from derm_rl.io import read_json
 
 if TYPE_CHECKING:
-    from derm_rl.config import Backbone, Classifier
+    from derm_rl.config import Backbone, ClassifierConfig
 
 USED = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "augment")
 
@@ -35,7 +35,7 @@ def train(
     label_names: Sequence[str],
     validation: np.ndarray,
     backbone: Backbone,
-    settings: Classifier,
+    settings: ClassifierConfig,
     seed: int,
     folder: str | Path,
     progress: bool = False,
@@ -106,7 +106,7 @@ def _fit(
     images: np.ndarray,
     labels: np.ndarray,
     validation: np.ndarray,
-    settings: Classifier,
+    settings: ClassifierConfig,
     seed: int,
     folder: Path,
     belongs_to: str,
@@ -123,7 +123,7 @@ def _fit(
     total = settings.epochs * batches
     rows: list[dict[str, Any]] = []
     best, best_state = float("inf"), copy.deepcopy(model.network.state_dict())
-    model.to(memory_format=torch.channels_last)  # a third faster on CPUs, same numbers
+    model.to(memory_format=torch.channels_last)  # the same, but a third faster on CPUs
     saved = training.load_checkpoint(_checkpoint(folder), belongs_to)
     if saved is not None:
         model.network.load_state_dict(saved["network"])
@@ -253,7 +253,7 @@ def _identity(
     label_names: Sequence[str],
     validation: np.ndarray,
     backbone: Backbone,
-    settings: Classifier,
+    settings: ClassifierConfig,
     seed: int,
 ) -> str:
     """What a checkpoint or a finished classifier belongs to; of the images, a sample is hashed."""

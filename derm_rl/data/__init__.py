@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from derm_rl.config import Config
 
 STAGE = "01_data"
+EXCLUSION_COLUMNS = ["image_id", "reason"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What prompts of a data set can name; ``left_out``: rarer artifacts and their counts."""
+
+    diagnoses: tuple[str, ...]
+    artifacts: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def label_names(self) -> list[str]:
+        return prompts.label_names(self.diagnoses, self.artifacts)
 
 
 @dataclass(frozen=True)
@@ -38,11 +52,11 @@ class Dataset:
 
     @property
     def findings(self) -> list[prompts.Finding]:
+        """What each image's prompt says; an artifact outside the vocabulary goes unnamed."""
         present = self.frame[list(self.artifacts)].to_numpy(bool)
-        names = np.array(self.artifacts)
         return [
-            prompts.Finding(diagnosis, tuple(names[row].tolist()))
-            for diagnosis, row in zip(self.frame["diagnosis"], present, strict=True)
+            prompts.Finding(d, tuple(a for a, p in zip(self.artifacts, row, strict=True) if p))
+            for d, row in zip(self.frame["diagnosis"], present, strict=True)
         ]
 
     @property
@@ -57,50 +71,48 @@ class Dataset:
 
 
 def prepare(config: Config, progress: bool = True) -> Path:
-    """Stage 01 of a preset.
+    """Stage 01 of a preset; prints what is in the data, what was left out and why.
 
-    Writes ``table.csv`` (with column split), ``images.npy`` aligned with it, ``masks.npy`` (the
-    phantom's lesions), ``vocabulary.json``, ``exclusions.csv`` and ``stage.json``.
+    Writes ``table.csv`` (column split; rows in order of the splits, so that a split is one slice),
+    ``images.npy`` aligned with it, ``masks.npy`` (the phantom's lesions), ``vocabulary.json``,
+    ``exclusions.csv``, ``published_splits.csv`` (lesions that the splits published with the data
+    share; real data only) and ``stage.json``.
+
+    Raises:
+        TableError: the source cannot be read; see the readers, and ``data.on_error``.
+        ValueError: the settings do not fit the data.
     """
     folder = config.stage_dir(STAGE)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.json").unlink(missing_ok=True)  # unfinished from here on
     frame, excluded = read_source(config)
-    if config.data.source != "phantom" and config.data.images and config.data.images < len(frame):
+    shares = config.data.split.model_dump()
+    if config.data.source != "phantom" and (config.data.images or len(frame)) < len(frame):
         frame = _subset(frame, config.data.images, config.seed)
-    if config.data.source == "phantom":
-        from derm_rl.data import phantom
+    strata = ["diagnosis", *choose_vocabulary(frame, config).artifacts]
+    frame["split"] = splits.assign(frame, shares, config.seed, strata)
+    rank = frame["split"].map({name: i for i, name in enumerate(shares)})
+    frame = frame.iloc[np.argsort(rank.to_numpy(int), kind="stable")].reset_index(drop=True)
 
-        addresses = frame["path"].tolist()
-        images, masks = phantom.render_paths(addresses, config.image_size, progress=progress)
-        with atomic_path(folder / "masks.npy") as temporary:
-            np.save(temporary, masks)
-    else:
-        images, failed = table.load_images(frame, config.image_size, progress=progress)
-        if failed and config.data.on_error == "raise":
-            raise table.TableError(
-                f"{len(failed)} images cannot be read, the first: {next(iter(failed.values()))}. "
-                "Correct the files, or set data.on_error=exclude to leave such images out"
-            )
-        rows = [{"image_id": k, "reason": v} for k, v in failed.items()]
-        excluded = pd.concat([excluded, pd.DataFrame(rows, columns=excluded.columns)])
-        good = ~frame["image_id"].isin(failed.keys()).to_numpy(bool)
-        frame, images = frame[good].reset_index(drop=True), images[good]
-    vocabulary = choose_vocabulary(frame, config)
-    strata = ["diagnosis", *vocabulary["artifacts"]]
-    frame["split"] = splits.assign(frame, config.data.split.model_dump(), config.seed, strata)
-
-    with atomic_path(folder / "images.npy") as temporary:
-        np.save(temporary, images)
+    failed = _write_images(folder, frame, config, progress)
+    frame = frame[~frame["image_id"].isin(failed.keys())].reset_index(drop=True)
+    rows = pd.DataFrame(list(failed.items()), columns=EXCLUSION_COLUMNS)
+    excluded = pd.concat([excluded, rows], ignore_index=True)
+    vocabulary = choose_vocabulary(frame, config)  # again: of the images that can be decoded
     table.write(folder / "table.csv", frame)
     write_csv(folder / "exclusions.csv", excluded)
-    write_json(folder / "vocabulary.json", vocabulary)
+    write_json(
+        folder / "vocabulary.json",
+        {
+            "diagnoses": list(vocabulary.diagnoses),
+            "artifacts": list(vocabulary.artifacts),
+            "left_out": dict(vocabulary.left_out),
+        },
+    )
+    if "official_split" in frame:
+        write_csv(folder / "published_splits.csv", splits.shared_lesions(frame))
     provenance.stamp(config, STAGE, images=len(frame), excluded=len(excluded))
-    for name, count in vocabulary["left_out"].items():
-        least = config.data.min_positives
-        print(f"{name} left out of the vocabulary: in {count} images, fewer than {least}")
-    if len(excluded):
-        print(f"{len(excluded)} images left out: see {folder / 'exclusions.csv'}")
-        print(excluded["reason"].value_counts().head(5).to_string())
+    _report(config, folder, vocabulary, excluded)
     return folder
 
 
@@ -113,65 +125,151 @@ def read_source(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         if not settings.images:
             raise ValueError("preset with the phantom: data.images must say how many to draw")
         frame = table.validate(phantom.table(settings.images, settings.phantom_seed), "phantom")
-        return frame, pd.DataFrame(columns=["image_id", "reason"])
+        return frame, pd.DataFrame(columns=EXCLUSION_COLUMNS)
     from derm_rl.config import check_data_root
     from derm_rl.data import ham10000, isic2019
 
     check_data_root(config)
     reader = {"ham10000": ham10000, "isic2019": isic2019}[settings.source]
-    return reader.read(config.data_root, settings.diagnoses, settings.on_error)
+    return reader.read(config.data_root, settings.diagnoses, on_error=settings.on_error)
 
 
 def _subset(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """Whole lesions, stratified by diagnosis, until about ``n`` images."""
+    """Whole lesions, stratified by diagnosis and artifacts, until about ``n`` images."""
     parts = splits.assign(frame, {"kept": n / len(frame), "rest": 1 - n / len(frame)}, seed)
     return frame[(parts == "kept").to_numpy(bool)].reset_index(drop=True)
 
 
-def choose_vocabulary(frame: pd.DataFrame, config: Config) -> dict:
-    """Artifacts frequent enough to learn, and the others with their counts."""
+def _write_images(
+    folder: Path, frame: pd.DataFrame, config: Config, progress: bool
+) -> dict[str, str]:
+    """Write images.npy (and masks.npy) without the images that fail; return these, with reasons."""
+    size = config.image_size
+    if config.data.source == "phantom":
+        from derm_rl.data import phantom
+
+        images, masks = phantom.render_paths(frame["path"].tolist(), size, progress=progress)
+        _save(folder / "images.npy", images)
+        _save(folder / "masks.npy", masks)
+        return {}
+    (folder / "masks.npy").unlink(missing_ok=True)
+    with atomic_path(folder / "decoded.npy") as scratch:
+        # On disk, not in memory: ISIC 2019 at 512 px is 13 GB.
+        images = _create(scratch, (len(frame), size, size, 3))
+        failed = table.decode_into(images, frame, progress=progress)
+        if failed and config.data.on_error == "raise":
+            raise table.TableError(
+                f"{len(failed)} images cannot be read: {'; '.join(list(failed.values())[:3])}. "
+                "Correct the files, or set data.on_error=exclude to leave such images out"
+            )
+        images.flush()
+    good = np.flatnonzero(~frame["image_id"].isin(failed.keys()).to_numpy(bool))
+    if len(good) == 0:
+        raise table.TableError(f"no image can be read: {next(iter(failed.values()))}")
+    if failed:
+        with atomic_path(folder / "images.npy") as temporary:
+            kept = _create(temporary, (len(good), size, size, 3))
+            for i in range(0, len(good), 256):
+                kept[i : i + 256] = images[good[i : i + 256]]
+            kept.flush()
+        (folder / "decoded.npy").unlink()
+    else:
+        (folder / "decoded.npy").replace(folder / "images.npy")
+    return failed
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        np.save(temporary, array)
+
+
+def choose_vocabulary(frame: pd.DataFrame, config: Config) -> Vocabulary:
+    """Artifacts in at least ``data.min_positives`` images, and the others with their counts."""
+    if unknown := [a for a in config.data.artifacts if a not in prompts.ARTIFACTS]:
+        known = ", ".join(prompts.ARTIFACTS)
+        raise ValueError(f"data.artifacts: unknown {', '.join(unknown)}; known: {known}")
+    if absent := set(config.data.diagnoses) - set(frame["diagnosis"]):
+        raise ValueError(f"data.diagnoses: no image shows {', '.join(sorted(absent))}")
     counts = {a: int(frame[a].sum()) for a in config.data.artifacts}
     least = config.data.min_positives
-    kept = [a for a, count in counts.items() if count >= least]
+    kept = tuple(a for a, count in counts.items() if count >= least)
     if not kept:
         raise ValueError(f"no artifact is in {least} images or more (data.min_positives): {counts}")
-    return {
-        "diagnoses": list(config.data.diagnoses),
-        "artifacts": kept,
-        "left_out": {a: count for a, count in counts.items() if a not in kept},
-    }
+    left_out = {a: count for a, count in counts.items() if a not in kept}
+    return Vocabulary(tuple(config.data.diagnoses), kept, left_out)
+
+
+def vocabulary(config: Config) -> Vocabulary:
+    """What stage 01 found the data can teach."""
+    words = read_json(config.require(STAGE) / "vocabulary.json")
+    return Vocabulary(tuple(words["diagnoses"]), tuple(words["artifacts"]), words["left_out"])
 
 
 def load(config: Config, split: str | None = None, ids: Sequence[str] | None = None) -> Dataset:
-    """The data set of stage 01, or one split of it, or the images with these ids."""
+    """The data set of stage 01, or one split of it, or the images with these ids, in their order.
+
+    All, or a split, stays on disk until it is looked at; writing to the images changes no file.
+    """
     folder = config.require(STAGE)
-    words = read_json(folder / "vocabulary.json")
+    words = vocabulary(config)
     frame = table.read(folder / "table.csv")
-    images = np.load(folder / "images.npy", mmap_mode="r")
+    images = np.load(folder / "images.npy", mmap_mode="c")
+    if len(images) != len(frame):
+        raise table.TableError(
+            f"{folder}: {len(frame)} rows but {len(images)} images; run stage {STAGE} again"
+        )
     if split is not None:
-        rows = (frame["split"] == split).to_numpy(bool)
-        if not rows.any():
-            raise ValueError(
-                f"no images in split {split!r}; splits are {sorted(frame['split'].unique())}"
-            )
-        frame, images = frame[rows].reset_index(drop=True), images[rows]
+        rows = np.flatnonzero((frame["split"] == split).to_numpy(bool))
+        if len(rows) == 0:
+            known = ", ".join(frame["split"].unique())
+            raise ValueError(f"no images in split {split!r}; splits are {known}")
+        start, stop = int(rows[0]), int(rows[-1]) + 1  # prepare() sorted them
+        frame, images = frame.iloc[start:stop].reset_index(drop=True), images[start:stop]
     if ids is not None:
-        rows = pd.Index(frame["image_id"]).get_indexer(list(ids))
+        rows = pd.Index(frame["image_id"]).get_indexer(pd.Index(list(ids), dtype="string"))
         if (rows < 0).any():
-            raise KeyError(f"unknown image ids: {[i for i, r in zip(ids, rows) if r < 0][:5]}")
+            unknown = [i for i, row in zip(ids, rows, strict=True) if row < 0]
+            raise KeyError(f"unknown image ids: {table.few(unknown)}")
         frame, images = frame.iloc[rows].reset_index(drop=True), images[rows]
-    return Dataset(frame, images, tuple(words["diagnoses"]), tuple(words["artifacts"]))
+    return Dataset(frame, images, words.diagnoses, words.artifacts)
 
 
 def summary(dataset: Dataset) -> pd.DataFrame:
-    """Images, lesions and how many show each finding, by split and in all."""
+    """Images, lesions and how many images show each finding, by split and in all."""
     frame = dataset.frame
-    rows = {}
-    for name, part in [*frame.groupby("split"), ("all", frame)]:
-        rows[name] = {
+    parts = {name: frame[frame["split"] == name] for name in frame["split"].unique()}
+    rows = {
+        name: {
             "images": len(part),
             "lesions": splits.groups(part).nunique(),
             **{d: int((part["diagnosis"] == d).sum()) for d in dataset.diagnoses},
             **{a: int(part[a].sum()) for a in dataset.artifacts},
         }
+        for name, part in (parts | {"all": frame}).items()
+    }
     return pd.DataFrame(rows).T.rename_axis("split")
+
+
+def _report(config: Config, folder: Path, words: Vocabulary, excluded: pd.DataFrame) -> None:
+    dataset = load(config)
+    print(f"{config.data.source}: {len(dataset):,} images, {config.image_size} px")
+    print(summary(dataset).to_string())
+    for name, count in words.left_out.items():
+        least = config.data.min_positives
+        print(f"{name} left out: {count} images, fewer than data.min_positives={least}")
+    if len(excluded):
+        print(f"{len(excluded):,} images excluded, each named in exclusions.csv:")
+        reasons = excluded["reason"]
+        damaged = reasons.str.startswith("image ")  # these go on with the name of the file
+        for reason, count in reasons.mask(damaged, "damaged file").value_counts().items():
+            print(f"  {count:,}: {reason}")
+    if (file := folder / "published_splits.csv").is_file():
+        shared = pd.read_csv(file).iloc[-1]
+        print(
+            f"published splits: {shared['lesions']:,} lesions ({shared['images']:,} images) are in "
+            "more than one; here none is"
+        )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 
-from derm_rl.data.table import TableError
+from derm_rl.data.table import TableError, coerce, few
 from derm_rl.io import read_csv
+from derm_rl.prompts import ARTIFACTS, DIAGNOSES
 
 OnError = Literal["raise", "exclude"]
 ARTIFACT_FILE = "isic2019_artifacts.csv"
-ARTIFACT_COLUMNS = ("image", "dark_corner", "hair", "gel_bubble", "ruler", "ink")
+ARTIFACT_COLUMNS = ("image", *ARTIFACTS)
+ENDINGS = (".jpg", ".jpeg", ".png")
+SUFFIX = "_downsampled"  # ends some names of ISIC 2019, in files and in tables
 
 
 @dataclass
@@ -25,15 +28,25 @@ class Exclusions:
     on_error: OnError
     rows: list[dict[str, str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.on_error not in get_args(OnError):
+            raise ValueError(f"on_error must be one of {get_args(OnError)}, got {self.on_error!r}")
+
     def add(self, image_ids: Sequence[str], reason: str) -> None:
         """Leave out ``image_ids``. ``reason`` names the file and what is wrong."""
-        if len(image_ids) and self.on_error == "raise":
-            few = ", ".join(image_ids[:5]) + (" …" if len(image_ids) > 5 else "")
+        image_ids = list(image_ids)
+        if image_ids and self.on_error == "raise":
             raise TableError(
-                f"{len(image_ids)} images ({few}): {reason}. Correct the files, or set "
+                f"{len(image_ids)} images ({few(image_ids)}): {reason}. Correct the files, or set "
                 "data.on_error=exclude to leave such images out"
             )
         self.rows += [{"image_id": i, "reason": reason} for i in image_ids]
+
+    def keep(self, frame: pd.DataFrame, good: pd.Series, reason: str) -> pd.DataFrame:
+        """Rows of ``frame`` (column image_id) that are ``good``; each other image is left out."""
+        good = good.fillna(False).astype(bool)
+        self.add(frame["image_id"][~good].drop_duplicates(), reason)
+        return frame[good]
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=["image_id", "reason"])
@@ -48,47 +61,90 @@ def table_file(root: Path, *names: str) -> Path:
 
 
 def read_columns(file: Path, columns: Sequence[str], key: str) -> pd.DataFrame:
-    """A table as text with at least ``columns``; ``key`` must be there and be unique."""
-    separator = "\t" if file.suffix == ".tab" else ","
-    frame = read_csv(file, dtype="string", keep_default_na=False, sep=separator)
+    """A table as text; ``columns`` must be there. Column ``key`` becomes image_id, the first one.
+
+    Commas or tabs separate the columns, whichever the header has.
+    """
+    with open(file, encoding="utf-8-sig", errors="replace") as opened:
+        separator = "\t" if "\t" in opened.readline() else ","
+    frame = read_csv(
+        file, dtype="string", keep_default_na=False, sep=separator, encoding="utf-8-sig"
+    )
     if missing := [c for c in columns if c not in frame]:
-        raise TableError(f"{file}: missing columns {missing}; found {list(frame.columns)}")
-    frame[key] = frame[key].str.strip()
-    if (double := frame[key].duplicated()).any():
         raise TableError(
-            f"{file}: column {key!r} names images twice: {', '.join(frame[key][double][:5])}"
+            f"{file}: missing columns {', '.join(missing)}; found {', '.join(frame.columns)}"
         )
+    ids = frame.pop(key).str.strip().str.removesuffix(SUFFIX)
+    if (empty := ids == "").any():
+        raise TableError(f"{file}: column {key!r} is empty in lines {few(ids.index[empty] + 2)}")
+    frame.insert(0, "image_id", ids)
     return frame
 
 
-def find_images(root: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """Address of every JPEG or PNG by image id, in folders or zip files matching ``patterns``."""
+def unique(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.DataFrame:
+    """Leave out images with several rows: which of them is right, the file does not say."""
+    double = frame["image_id"].duplicated(keep=False)
+    return exclusions.keep(frame, ~double, f"more than one row in {file.name}")
+
+
+def find_images(root: Path, pattern: str) -> dict[str, str]:
+    """Address of every JPEG or PNG by image id.
+
+    Looks into folders (at any depth) and zip archives in ``root`` that match ``pattern``, and at
+    ``ISIC_*`` files in ``root`` itself. A zip beside the folder unpacked from it is passed over.
+
+    Raises:
+        TableError: no image at all, an image in two places, or a broken archive.
+    """
     found: dict[str, str] = {}
-    for pattern in patterns:
-        for place in sorted(root.glob(pattern)):
-            if place.is_dir():
-                files = [f for f in place.iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png")]
-                found |= {f.stem.removesuffix("_downsampled"): str(f) for f in sorted(files)}
-            elif place.suffix.lower() == ".zip":
-                try:
-                    with zipfile.ZipFile(place) as archive:
-                        members = archive.namelist()
-                except zipfile.BadZipFile as error:
-                    raise TableError(f"{place}: not a whole zip file ({error})") from error
-                found |= {
-                    Path(m).stem.removesuffix("_downsampled"): f"{place}::{m}"
-                    for m in members
-                    if m.lower().endswith((".jpg", ".jpeg", ".png")) and "__MACOSX" not in m
-                }
-            elif place.suffix.lower() in (".jpg", ".jpeg", ".png"):
-                found[place.stem.removesuffix("_downsampled")] = str(place)
+    for name, address in _candidates(root, pattern):
+        image_id = name.rpartition(".")[0].removesuffix(SUFFIX)
+        if image_id in found:
+            raise TableError(
+                f"{root}: image {image_id} is there twice, {found[image_id]} and {address}; keep "
+                "one of the two folders or archives"
+            )
+        found[image_id] = address
     if not found:
-        raise TableError(f"{root}: no images found; looked for {', '.join(patterns)}")
+        raise TableError(
+            f"{root}: expected images in folders or zip archives {pattern}, or files ISIC_*.jpg"
+        )
     return found
 
 
-def artifacts(root: Path) -> pd.DataFrame:
-    """Artifact annotations per image, indexed by image id, with the published split if named."""
+def _candidates(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    def image(name: str) -> bool:
+        return name.lower().endswith(ENDINGS) and not name.startswith(".")
+
+    places = sorted(root.glob(pattern))
+    folders = [p for p in places if p.is_dir()]
+    for folder in folders:
+        yield from ((f.name, str(f)) for f in sorted(folder.rglob("*")) if image(f.name))
+    for place in places:
+        if place.suffix.lower() == ".zip" and place.with_suffix("") not in folders:
+            try:
+                with zipfile.ZipFile(place) as archive:
+                    members = archive.namelist()
+            except zipfile.BadZipFile as error:
+                raise TableError(
+                    f"{place}: not a whole zip archive ({error}); download it again"
+                ) from error
+            for member in members:  # macOS adds "__MACOSX/._name" to its archives
+                name = member.rpartition("/")[2]
+                if image(name):
+                    yield name, f"{place}::{member}"
+    yield from ((f.name, str(f)) for f in sorted(root.glob("ISIC_*")) if image(f.name))
+
+
+def annotate(
+    frame: pd.DataFrame, root: Path, images: dict[str, str], exclusions: Exclusions
+) -> pd.DataFrame:
+    """Add path, artifacts and, if published, official_split to images that have them all.
+
+    Raises:
+        TableError: the annotations or one of their columns are missing or hold something else
+            than 0 and 1; or what ``exclusions`` does not let pass.
+    """
     file = root / ARTIFACT_FILE
     if not file.is_file():
         raise TableError(
@@ -96,28 +152,31 @@ def artifacts(root: Path) -> pd.DataFrame:
             f"{', '.join(ARTIFACT_COLUMNS)} (0 or 1) and, if known, official_split; they are "
             "published with RL4Med (arXiv 2503.15784) for MEL and NV images of ISIC 2019"
         )
-    return read_columns(file, ARTIFACT_COLUMNS, "image").set_index("image")
-
-
-def join(
-    frame: pd.DataFrame,
-    root: Path,
-    images: dict[str, str],
-    diagnoses: Sequence[str],
-    exclusions: Exclusions,
-) -> pd.DataFrame:
-    """Keep images of ``diagnoses`` that have annotations and a file; add both to the table."""
-    frame = frame[frame["diagnosis"].isin(diagnoses)].copy()
-    if frame.empty:
-        raise TableError(f"{root}: no image with a diagnosis among {', '.join(diagnoses)}")
-    notes = artifacts(root)
-    known = frame["image_id"].isin(notes.index)
-    exclusions.add(frame["image_id"][~known].tolist(), f"no annotation in {ARTIFACT_FILE}")
-    frame = frame[known]
+    notes = read_columns(file, ARTIFACT_COLUMNS, "image")
+    notes = notes[notes["image_id"].isin(frame["image_id"])].reset_index(drop=True)
+    known = frame["image_id"].isin(notes["image_id"])
+    frame = exclusions.keep(frame, known, f"no annotation in {ARTIFACT_FILE}")
     present = frame["image_id"].isin(images.keys())
-    exclusions.add(frame["image_id"][~present].tolist(), f"image file not found under {root}")
-    frame = frame[present].reset_index(drop=True)
-    columns = [c for c in (*ARTIFACT_COLUMNS[1:], "official_split") if c in notes]
-    annotated = notes.loc[frame["image_id"], columns].reset_index(drop=True)
-    paths = frame["image_id"].map(images)
-    return frame.assign(path=paths, **{c: annotated[c] for c in columns})
+    frame = exclusions.keep(frame, present, f"no image file under {root}")
+    notes = unique(notes[notes["image_id"].isin(frame["image_id"])], file, exclusions)
+    for name in ARTIFACTS:
+        notes = notes.assign(**{name: coerce(notes, name, file)})
+        notes = exclusions.keep(notes, notes[name].notna(), f"no {name} in {ARTIFACT_FILE}")
+    named = notes.merge(frame[["image_id", "diagnosis"]], on="image_id")
+    for code in [c for c in DIAGNOSES if c in named]:
+        claimed = pd.to_numeric(named[code], errors="coerce") > 0.5
+        agrees = claimed == (named["diagnosis"] == code)
+        named = exclusions.keep(named, agrees, f"another diagnosis in {ARTIFACT_FILE}")
+    columns = [c for c in ("image_id", *ARTIFACTS, "official_split") if c in named]
+    frame = frame.merge(named[columns], on="image_id", how="inner")
+    return frame.assign(path=frame["image_id"].map(images))
+
+
+def of_diagnoses(frame: pd.DataFrame, diagnoses: Sequence[str], file: Path) -> pd.DataFrame:
+    """Rows of the wanted diagnoses; not one is an error."""
+    if unknown := [d for d in diagnoses if d not in DIAGNOSES]:
+        raise TableError(f"data.diagnoses: unknown {few(unknown)}; known: {', '.join(DIAGNOSES)}")
+    kept = frame[frame["diagnosis"].isin(diagnoses)]
+    if kept.empty:
+        raise TableError(f"{file}: no image with a diagnosis among {', '.join(diagnoses)}")
+    return kept

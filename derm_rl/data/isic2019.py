@@ -2,7 +2,11 @@
 
 Expected in the data root: ``ISIC_2019_Training_GroundTruth.csv`` (one column a diagnosis),
 ``ISIC_2019_Training_Metadata.csv``, the images in ``ISIC_2019_Training_Input/`` (or its zip), and
-``isic2019_artifacts.csv``.
+``isic2019_artifacts.csv`` (see :func:`derm_rl.data.dermoscopy.annotate`).
+
+The challenge brought HAM10000, BCN20000 and MSK together and does not say which image is whose;
+so each row carries the strictest licence of the three and all attributions. Ids lose the
+``_downsampled`` that some names end in.
 """
 
 from __future__ import annotations
@@ -12,15 +16,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from derm_rl.data.dermoscopy import Exclusions, OnError, find_images, join, read_columns, table_file
-from derm_rl.data.table import TableError, validate
+from derm_rl.data.dermoscopy import (
+    Exclusions,
+    OnError,
+    annotate,
+    find_images,
+    of_diagnoses,
+    read_columns,
+    table_file,
+    unique,
+)
+from derm_rl.data.table import TableError, few, validate
 from derm_rl.prompts import DIAGNOSES
 
 LICENCE = "CC BY-NC 4.0"
 ATTRIBUTION = (
-    "ISIC 2019: HAM10000 (Tschandl et al. 2018), BCN20000 (Combalia et al. 2019), "
-    "MSK (Codella et al. 2018)"
+    "ISIC 2019: HAM10000 (P. Tschandl et al., Scientific Data 5, 180161, 2018), "
+    "BCN20000 (M. Combalia et al., arXiv 1908.02288, 2019), "
+    "MSK (N. Codella et al., arXiv 1710.05006, 2017)"
 )
+METADATA = ("image", "age_approx", "anatom_site_general", "lesion_id", "sex")
 
 
 def read(
@@ -28,42 +43,47 @@ def read(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table of the annotated images of ``diagnoses``, and the exclusions (image_id, reason).
 
-    Raises:
-        TableError: a file or column is missing, or a row names no or several diagnoses; or, unless
-            ``on_error`` is "exclude", an image without annotation or without file.
-    """
-    root = Path(root)
-    truth_file = table_file(root, "ISIC_2019_Training_GroundTruth.csv")
-    truth = read_columns(truth_file, ["image", *DIAGNOSES], "image")
-    about_file = table_file(root, "ISIC_2019_Training_Metadata.csv")
-    columns = ["image", "age_approx", "anatom_site_general", "lesion_id", "sex"]
-    about = read_columns(about_file, columns, "image").set_index("image")
+    Images are found, not decoded: that is done once, when they are loaded.
 
+    Args:
+        on_error: what an image with no or two diagnoses, without metadata, without or with
+            contradicting annotation, with several rows or without file does: "raise" an error, or
+            be left out ("exclude").
+
+    Raises:
+        TableError: a file or a column is missing, a value is not of its column's type; or any of
+            the above. It names the file, the column and the images, and says what to do.
+    """
+    root, exclusions = Path(root), Exclusions(on_error)
+    truth_file = table_file(root, "ISIC_2019_Training_GroundTruth.csv")
+    about_file = table_file(root, "ISIC_2019_Training_Metadata.csv")
+    truth = read_columns(truth_file, ["image", *DIAGNOSES], "image")
+    truth = unique(truth, truth_file, exclusions)
+    one_hot = _one_hot(truth, truth_file)
+    single = one_hot.sum(axis=1) == 1
+    truth = exclusions.keep(truth, single, f"not exactly one diagnosis in {truth_file.name}")
+    frame = truth[["image_id"]].assign(diagnosis=one_hot[single].idxmax(axis=1).astype("string"))
+    frame = of_diagnoses(frame, diagnoses, truth_file)
+
+    about = read_columns(about_file, METADATA, "image")
+    about = about[about["image_id"].isin(frame["image_id"])]
+    described = frame["image_id"].isin(about["image_id"])
+    frame = exclusions.keep(frame, described, f"no row in {about_file.name}")
+    about = unique(about, about_file, exclusions)
+    about = about.rename(columns={"age_approx": "age", "anatom_site_general": "site"})
+    columns = ["image_id", "lesion_id", "age", "sex", "site"]
+    frame = frame.merge(about[columns], on="image_id", how="inner")
+    frame = frame.assign(source="isic2019", licence=LICENCE, attribution=ATTRIBUTION)
+    images = find_images(root, "ISIC_2019_Training_Input*")
+    return validate(annotate(frame, root, images, exclusions), about_file), exclusions.table()
+
+
+def _one_hot(truth: pd.DataFrame, file: Path) -> pd.DataFrame:
     codes = [c for c in (*DIAGNOSES, "UNK") if c in truth]
-    try:
-        one_hot = truth[codes].astype(float) > 0.5
-    except ValueError as error:
-        raise TableError(f"{truth_file}: diagnosis columns must hold 0 or 1 ({error})") from error
-    if (bad := one_hot.sum(axis=1) != 1).any():
-        few = ", ".join(truth["image"][bad][:5])
-        raise TableError(f"{truth_file}: expected one diagnosis a row, not so for {few}")
-    exclusions = Exclusions(on_error)
-    described = truth["image"].isin(about.index)
-    exclusions.add(truth["image"][~described].tolist(), f"no row in {about_file.name}")
-    rows = about.reindex(truth["image"][described]).reset_index()
-    frame = pd.DataFrame(
-        {
-            "image_id": rows["image"],
-            "source": "isic2019",
-            "lesion_id": rows["lesion_id"],
-            "diagnosis": one_hot[described].idxmax(axis=1).reset_index(drop=True),
-            "age": rows["age_approx"],
-            "sex": rows["sex"],
-            "site": rows["anatom_site_general"],
-            "licence": LICENCE,
-            "attribution": ATTRIBUTION,
-        }
-    )
-    images = find_images(root, ["ISIC_2019_Training_Input*", "ISIC_*.jpg"])
-    joined = join(frame, root, images, diagnoses, exclusions)
-    return validate(joined, truth_file), exclusions.table()
+    numbers = truth[codes].apply(pd.to_numeric, errors="coerce")
+    if (bad := ~numbers.isin([0, 1]).all(axis=1)).any():
+        raise TableError(
+            f"{file}: columns {', '.join(codes)} must hold 0 or 1; not so for "
+            f"{few(truth['image_id'][bad])}"
+        )
+    return numbers == 1

@@ -1,20 +1,23 @@
 """One table for every data set: a row an image, the same columns everywhere, missing is missing.
 
 Images are loaded lazily by the address in column ``path``: a file, a member of a zip archive
-(``archive.zip::member.jpg``) or a phantom (``phantom::seed/index/…``).
+(``archive.zip::member.jpg``) or something drawn on demand (``phantom::seed/index/…``).
 """
 
 from __future__ import annotations
 
 import io
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from derm_rl.io import read_csv, write_csv
 from derm_rl.prompts import ARTIFACTS, DIAGNOSES
@@ -36,7 +39,10 @@ TYPES: dict[str, str] = {
     "attribution": "string",
 }
 COLUMNS = tuple(TYPES)
+EXPECTED = {"boolean": "true/false or 1/0", "Float64": "numbers", "Int64": "whole numbers"}
 _MISSING = {"", "nan", "none", "null", "n/a", "na", "unknown", "<na>"}
+_TRUTH = {"true": True, "1": True, "1.0": True, "yes": True}
+_TRUTH |= {"false": False, "0": False, "0.0": False, "no": False}
 
 
 class TableError(ValueError):
@@ -53,62 +59,71 @@ def validate(frame: pd.DataFrame, where: str | Path = "table") -> pd.DataFrame:
     for column in ("image_id", "path"):
         if column not in frame:
             raise TableError(f"{where}: column {column!r} is missing; found {list(frame.columns)}")
-    out = {name: _column(frame, name, where) for name in COLUMNS}
-    extra = {name: frame[name] for name in frame.columns if name not in TYPES}
-    table = pd.DataFrame(out | extra, index=frame.index).reset_index(drop=True)
+    out = {name: coerce(frame, name, where) for name in COLUMNS}
+    for name in frame.columns:
+        if name not in TYPES:
+            text = pd.api.types.is_string_dtype(frame[name])
+            out[name] = _text(frame[name]) if text else frame[name]
+    table = pd.DataFrame(out, index=frame.index).reset_index(drop=True)
     for column in ("image_id", "path"):
         if (bad := table[column].isna()).any():
-            raise TableError(f"{where}: column {column!r} is empty in rows {_few(bad)}")
+            raise TableError(f"{where}: column {column!r} is empty in rows {few(table.index[bad])}")
     if (double := table["image_id"].duplicated()).any():
-        raise TableError(f"{where}: image_id occurs twice: {_few(double, table['image_id'])}")
-    _known(table, "diagnosis", table["diagnosis"].isin(DIAGNOSES), where, list(DIAGNOSES))
-    _known(table, "skin_type", table["skin_type"].between(1, 6), where, "1 to 6 (Fitzpatrick)")
-    _known(table, "age", table["age"].between(0, 120), where, "0 to 120 years")
+        raise TableError(f"{where}: image_id occurs twice: {few(table['image_id'][double])}")
+    known = table["diagnosis"].isin(DIAGNOSES)
+    _within(table, "diagnosis", known, where, f"one of {', '.join(DIAGNOSES)}")
+    _within(table, "skin_type", table["skin_type"].between(1, 6), where, "1 to 6 (Fitzpatrick)")
+    _within(table, "age", table["age"].between(0, 120), where, "0 to 120 years")
     return table
 
 
-def _column(frame: pd.DataFrame, name: str, where: str | Path) -> pd.Series:
+def coerce(frame: pd.DataFrame, name: str, where: str | Path) -> pd.Series:
+    """Column ``name`` in its type of ``TYPES``; all missing if the frame does not have it.
+
+    Raises:
+        TableError: names the file, the column, the values that are not of the type and their ids.
+    """
     kind = TYPES[name]
     if name not in frame:
         return pd.Series(pd.NA, index=frame.index, dtype=kind)
-    text = frame[name].astype("string").str.strip()
-    missing = text.isna() | text.str.lower().isin(_MISSING)
-    text = text.mask(missing)
+    text = _text(frame[name])
     if kind == "string":
         return text
     if kind == "boolean":
-        lower = text.str.lower()
-        truth = lower.map({"true": True, "1": True, "1.0": True, "yes": True}.get)
-        false = lower.isin(["false", "0", "0.0", "no"])
-        values = truth.astype("boolean").mask(false, False)
-        expected = "true/false or 1/0"
+        values = text.str.lower().map(_TRUTH).astype("boolean")
     else:
         values = pd.to_numeric(text, errors="coerce").astype("Float64")
-        if kind == "Int64" and (values.dropna() % 1 != 0).any():
-            raise TableError(f"{where}: column {name!r} must hold whole numbers")
-        values, expected = values.astype(kind), "numbers"
-    if (bad := values.isna() & ~missing).any():
+        values = values.mask(values.abs() == np.inf)
+        if kind == "Int64":
+            values = values.mask(values % 1 != 0).astype("Int64")
+    if (bad := values.isna() & text.notna()).any():
         raise TableError(
-            f"{where}: column {name!r} must hold {expected}; got {_few(bad, frame[name])} "
-            f"for {_few(bad, frame['image_id'])}"
+            f"{where}: column {name!r} must hold {EXPECTED[kind]}; got {few(text[bad])} "
+            f"for {few(frame['image_id'][bad])}"
         )
     return values
 
 
-def _known(
-    table: pd.DataFrame, column: str, good: pd.Series, where: str | Path, expected: object
+def _text(column: pd.Series) -> pd.Series:
+    text = column.astype("string").str.strip()
+    return text.mask(text.str.lower().isin(_MISSING))
+
+
+def _within(
+    table: pd.DataFrame, column: str, good: pd.Series, where: str | Path, expected: str
 ) -> None:
     bad = table[column].notna() & ~good.fillna(False).astype(bool)
     if bad.any():
         raise TableError(
-            f"{where}: column {column!r} must be one of {expected}; got "
-            f"{_few(bad, table[column])} for {_few(bad, table['image_id'])}"
+            f"{where}: column {column!r} must be {expected}; got {few(table[column][bad])} "
+            f"for {few(table['image_id'][bad])}"
         )
 
 
-def _few(chosen: pd.Series, values: pd.Series | None = None) -> str:
-    found = (chosen.index if values is None else values)[chosen.to_numpy(bool)]
-    return ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+def few(values: Sequence) -> str:
+    """The first five values, and how many more there are."""
+    shown = ", ".join(map(str, list(values[:5])))
+    return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "")
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -124,106 +139,125 @@ def write(path: str | Path, frame: pd.DataFrame) -> Path:
 # --------------------------------------------------------------------------------- images
 
 
+def _draw_phantom(address: str, size: int) -> np.ndarray:
+    from derm_rl.data.phantom import render_path
+
+    return render_path(address, size)
+
+
+# Drawn on demand, by the word before "::"; any other such word is the name of a zip archive.
+OPENERS: dict[str, Callable[[str, int], np.ndarray]] = {"phantom": _draw_phantom}
+# What Pillow and zipfile raise on damaged files.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error,
+    zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
+
+
 @lru_cache(maxsize=8)
-def _archive(path: str) -> zipfile.ZipFile:
+def _archive(path: str, changed: int, process: int) -> zipfile.ZipFile:
+    # Not shared with forked processes: they would move each other's position in the file.
     return zipfile.ZipFile(path)
 
 
-def _open_bytes(address: str) -> bytes:
+def read_bytes(address: str) -> bytes:
+    """Content of a file or of a member of a zip archive (whose checksum is verified)."""
     archive, inside, member = address.partition("::")
-    return _archive(archive).read(member) if inside else Path(address).read_bytes()
+    if not inside:
+        return Path(address).read_bytes()
+    return _archive(archive, os.stat(archive).st_mtime_ns, os.getpid()).read(member)
 
 
 def load_image(address: str, size: int, crop: str | None = "center") -> np.ndarray:
-    """One image (size, size, 3) uint8.
+    """One image (size, size, 3) uint8, fully decoded, resampled with Lanczos' filter.
 
     Args:
-        crop: "center" cuts the largest centred square, which keeps shapes but may cut a ruler at
-            the long ends; None squeezes the whole image into the square.
+        crop: "center" cuts the largest centred square. It keeps shapes (asymmetry and border are
+            what a diagnosis rests on), but loses an eighth of a 4:3 image at either end, where a
+            ruler, ink or dark corner may be that the annotation still names. None keeps the whole
+            field and squeezes it into the square.
 
     Raises:
         TableError: the file is absent, or is not a whole image.
     """
-    if address.startswith("phantom::"):
-        from derm_rl.data.phantom import render_path
-
-        return render_path(address, size)
+    if crop not in ("center", None):
+        raise ValueError(f"crop must be 'center' or None, got {crop!r}")
+    scheme = address.partition("::")[0]
+    if scheme in OPENERS:
+        return OPENERS[scheme](address, size)
     try:
-        with Image.open(io.BytesIO(_open_bytes(address))) as opened:
+        with Image.open(io.BytesIO(read_bytes(address))) as opened:
             image = opened.convert("RGB")
     except (FileNotFoundError, KeyError) as error:
         raise TableError(f"image {address}: not found") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise TableError(f"image {address}: cannot be decoded ({error})") from error
-    if crop == "center":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    elif crop is not None:
-        raise ValueError(f"crop must be 'center' or None, got {crop!r}")
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX if image.width > 2 * size
-                                   else Image.Resampling.LANCZOS))  # fmt: skip
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side) if crop else None
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
 class Images(Sequence):
-    """Images of a table, decoded when asked for, by position or by id."""
+    """Images of a table, decoded when asked for, by position or by image id."""
 
-    def __init__(
-        self,
-        frame: pd.DataFrame,
-        size: int,
-        crop: str | None = "center",
-        load: Callable[[str, int, str | None], np.ndarray] = load_image,
-    ) -> None:
+    def __init__(self, frame: pd.DataFrame, size: int, crop: str | None = "center") -> None:
         self.paths = frame["path"].tolist()
         self.position = {name: i for i, name in enumerate(frame["image_id"])}
-        self.size, self.crop, self.load = size, crop, load
+        self.size, self.crop = size, crop
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: int | str) -> np.ndarray:
         """Image (size, size, 3) uint8."""
-        index = self.position[key] if isinstance(key, str) else key
-        return self.load(self.paths[index], self.size, self.crop)
+        if isinstance(key, str):
+            if key not in self.position:
+                raise KeyError(f"no image {key!r} in this table of {len(self)} images")
+            key = self.position[key]
+        return load_image(self.paths[key], self.size, self.crop)
 
 
 def load_images(
     frame: pd.DataFrame, size: int, crop: str | None = "center", progress: bool = False
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Decode all images of a table, in parallel.
+) -> np.ndarray:
+    """All images of a table (N, size, size, 3) uint8.
+
+    Raises:
+        TableError: images are absent or damaged; the first few are named.
+    """
+    images = np.empty((len(frame), size, size, 3), np.uint8)
+    if failed := decode_into(images, frame, crop, progress):
+        raise TableError(f"{len(failed)} images cannot be read: {few(list(failed.values()))}")
+    return images
+
+
+def decode_into(
+    out: np.ndarray, frame: pd.DataFrame, crop: str | None = "center", progress: bool = False
+) -> dict[str, str]:
+    """Decode the images of a table into ``out`` (N, S, S, 3), which may be a memory map.
 
     Returns:
-        images (N, size, size, 3) uint8, black where one failed, and the reason by image id of
-        those that failed.
+        the reason by image id of those that failed; their rows of ``out`` are black.
     """
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    addresses = frame["path"].tolist()
-    chunks = [addresses[i : i + 100] for i in range(0, len(addresses), 100)]
-    done = Parallel(n_jobs=-1, return_as="generator")(
-        delayed(_load_chunk)(chunk, size, crop) for chunk in chunks
-    )
-    results = []
-    for chunk in tqdm(done, total=len(chunks), desc="images", unit="×100", mininterval=1,
-                      disable=not progress):  # fmt: skip
-        results += chunk
-    images = np.zeros((len(addresses), size, size, 3), np.uint8)
-    failed = {}
-    for i, result in enumerate(results):
-        if isinstance(result, str):
-            failed[str(frame["image_id"].iloc[i])] = result
-        else:
-            images[i] = result
-    return images, failed
-
-
-def _load_chunk(addresses: list[str], size: int, crop: str | None) -> list[np.ndarray | str]:
-    results: list[np.ndarray | str] = []
-    for address in addresses:
+    def decode(row: int) -> str | None:
         try:
-            results.append(load_image(address, size, crop))
+            out[row] = load_image(addresses[row], out.shape[1], crop)
         except TableError as error:
-            results.append(str(error))
-    return results
+            out[row] = 0
+            return str(error)
+        return None
+
+    addresses = frame["path"].tolist()
+    # Threads suffice: Pillow decodes and resizes outside the interpreter lock.
+    parallel = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
+    done = parallel(delayed(decode)(row) for row in range(len(addresses)))
+    bar = tqdm(
+        done, total=len(addresses), desc="images", unit="image", mininterval=1, disable=not progress
+    )
+    results = zip(frame["image_id"], bar, strict=True)
+    return {str(name): reason for name, reason in results if reason is not None}

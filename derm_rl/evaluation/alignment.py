@@ -129,7 +129,7 @@ def attribute_table(
         row = {"attribute": name}
         for measure, of in (("recall", wanted[:, j]), ("false_add", ~wanted[:, j])):
             found = rate(decided[of, j], prompt_ids[of], n, seed)
-            row |= _columns(measure, found) | {f"{measure}_n": found.n}
+            row |= bootstrap.columns(measure, found) | {f"{measure}_n": found.n}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -153,13 +153,25 @@ def prompt_table(
         part = correct[prompt_ids == prompt]
         row = {"prompt": prompt, "n": len(part)}
         for measure in MEASURES:
-            row |= _columns(measure, bootstrap.interval(part[measure], n=n, seed=seed))
+            row |= bootstrap.columns(measure, bootstrap.interval(part[measure], n=n, seed=seed))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _columns(measure: str, found: Interval) -> dict[str, float]:
-    return {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
+def autoencoder_table(
+    judge: LabelClassifier, originals: np.ndarray, reconstructions: np.ndarray, labels: np.ndarray
+) -> pd.DataFrame:
+    """Whether the judge sees exactly the true artifacts: columns original, reconstruction (0, 1).
+
+    Args:
+        originals, reconstructions: (N, S, S, 3) uint8, the same images before and after.
+        labels: (N, L), true ones.
+    """
+    images = {"original": originals, "reconstruction": reconstructions}
+    names = judge.label_names
+    return pd.DataFrame(
+        {kind: matches(judge.predict(x), labels, names)["apr"] for kind, x in images.items()}
+    )
 
 
 def exact_match_kept(
@@ -170,15 +182,10 @@ def exact_match_kept(
     n: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """What an autoencoder keeps: the judge's APR on reconstructions over its APR on originals.
-
-    Args:
-        originals, reconstructions: (N, S, S, 3) uint8, the same images. labels: (N, L), true ones.
-    """
-    names = judge.label_names
-    kept = matches(judge.predict(reconstructions), labels, names)["apr"]
-    had = matches(judge.predict(originals), labels, names)["apr"]
-    return bootstrap.interval(np.stack([kept, had], 1), bootstrap.ratio, n=n, seed=seed)
+    """What an autoencoder keeps: the judge's exact-match rate on reconstructions over originals."""
+    table = autoencoder_table(judge, originals, reconstructions, labels)
+    pairs = table[["reconstruction", "original"]].to_numpy()
+    return bootstrap.interval(pairs, bootstrap.ratio, n=n, seed=seed)
 
 
 def best_guidance(
@@ -214,7 +221,7 @@ def best_guidance(
         correct = matches(judge.predict(images), wanted, names)
         row = {"guidance_scale": scale, "n": len(images)}
         for measure in MEASURES:
-            row |= _columns(measure, rate(correct[measure], texts, resamples, seed))
+            row |= bootstrap.columns(measure, rate(correct[measure], texts, resamples, seed))
         rows.append(row)
     table = pd.DataFrame(rows)
     best = float(table["guidance_scale"][table["apr"].argmax()])

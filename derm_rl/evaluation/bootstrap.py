@@ -140,8 +140,8 @@ def interval(
     if not len(values):
         return Interval(np.nan, np.nan, np.nan, 0)
     value = float(statistic(values, np.ones((1, len(values))))[0])
-    single = len(values) < 2 or (groups is not None and len(set(groups)) < 2)
-    drawn = np.empty(0) if single else distribution(values, statistic, groups, n, seed, strata)
+    alone = len(values) < 2 or (groups is not None and len(set(groups)) < 2)
+    drawn = np.empty(0) if alone or n == 0 else distribution(values, statistic, groups, n, seed, strata)
     return Interval(value, *bounds(drawn, level), len(values))
 
 
@@ -171,3 +171,8 @@ def bounds(drawn: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def columns(measure: str, found: Interval) -> dict[str, float]:
+    """An interval as cells of a table: ``measure``, ``measure_low``, ``measure_high``."""
+    return {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}

@@ -7,6 +7,9 @@ Tables, each with a column ``model`` (reward or judge):
   resampled lesions.
 - ``roc.csv``: points of the ROC curves. ``reliability.csv``: stated against observed frequency.
 - ``predictions.csv``: the probabilities behind all of these, one row per test image.
+
+The judge also grades the autoencoder of the base pipeline: what a latent diffusion model cannot
+decode, no fine-tuning teaches it to draw. ``autoencoder.csv`` has one row per test image.
 """
 
 from __future__ import annotations
@@ -18,16 +21,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from derm_rl import provenance
+from derm_rl import data, pipeline, provenance
 from derm_rl.classifier.model import LabelClassifier
 from derm_rl.classifier.training import train
-from derm_rl.evaluation import bootstrap
+from derm_rl.data import splits
+from derm_rl.evaluation import alignment, bootstrap
 from derm_rl.io import read_csv, write_csv
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
-    from derm_rl.data import Dataset
 
+STAGE = "02_reward_classifier"
+RECONSTRUCTED = 1000  # test images, at most, that go through the autoencoder
 VALIDATION = 0.15  # share of a classifier's lesions that stops its training and calibrates it
 
 
@@ -35,11 +40,10 @@ def run(config: Config, progress: bool = True) -> Path:
     """Train, measure and record both classifiers; returns the folder of stage 02.
 
     Writes ``reward/``, ``judge/`` (see :func:`derm_rl.classifier.load`), the tables above and the
-    metrics ``classifier.{reward,judge}.auc.{label}`` and ``.auc.min``.
+    metrics ``classifier.{reward,judge}.auc.{label}``, ``.auc.min`` and
+    ``autoencoder.exact_match_kept``.
     """
-    from derm_rl import data
-
-    folder = config.stage_dir("02_reward_classifier")
+    folder = config.stage_dir(STAGE)
     folder.mkdir(parents=True, exist_ok=True)
     test = data.load(config, "test")
     tables: dict[str, list[pd.DataFrame]] = {}
@@ -48,7 +52,7 @@ def run(config: Config, progress: bool = True) -> Path:
         model = _train_one(config, name, folder / name, progress)
         probabilities = model.predict(test.images)
         attributes = attribute_table(
-            probabilities, test.labels, _groups(test.frame), test.label_names,
+            probabilities, test.labels, splits.groups(test.frame), test.label_names,
             config.classifier.bootstrap, config.seed,
         )  # fmt: skip
         parts = {
@@ -64,36 +68,49 @@ def run(config: Config, progress: bool = True) -> Path:
         metrics |= _metrics(config, name, attributes)
     for table, parts in tables.items():
         write_csv(folder / f"{table}.csv", pd.concat(parts, ignore_index=True))
-    provenance.record_metrics(config, "02_reward_classifier", metrics)
-    provenance.stamp(config, "02_reward_classifier", test_images=len(test.frame))
+    # The judge, trained last, is the one that grades.
+    metrics |= _autoencoder(config, model, test, folder)
+    provenance.record_metrics(config, STAGE, metrics)
+    provenance.stamp(config, STAGE, test_images=len(test.frame))
     return folder
+
+
+def _autoencoder(
+    config: Config, judge: LabelClassifier, test: data.Dataset, folder: Path
+) -> dict[str, dict]:
+    """Grade test images before and after the base pipeline's autoencoder."""
+    rows = np.arange(len(test.images))[:: -(-len(test.images) // RECONSTRUCTED)]
+    originals, labels = np.asarray(test.images[rows]), test.labels[rows]
+    pipe = pipeline.load(config.pipeline.base)
+    table = alignment.autoencoder_table(
+        judge, originals, pipeline.reconstruct(pipe, originals), labels
+    )
+    table.insert(0, "image_id", test.frame["image_id"].to_numpy()[rows])
+    write_csv(folder / "autoencoder.csv", table)
+    pairs = table[["reconstruction", "original"]].to_numpy(float)
+    kept = bootstrap.interval(pairs, bootstrap.ratio, n=config.classifier.bootstrap, seed=0)
+    metric = provenance.metric(config, *kept, csv="classifier_autoencoder.csv")
+    return {"autoencoder.exact_match_kept": metric}
 
 
 def _train_one(config: Config, name: str, folder: Path, progress: bool) -> LabelClassifier:
     """One classifier on its own split, with its own seed, of which some lesions validate."""
-    from derm_rl import data
-    from derm_rl.data import splits
-
     part = data.load(config, name)
     seed = config.seed + {"reward": 0, "judge": 1}[name]
     fractions = {"train": 1 - VALIDATION, "validation": VALIDATION}
+    assigned = splits.assign(part.frame, fractions, seed, ("diagnosis", *part.artifacts))
     return train(
         part.images,
         part.labels,
-        _groups(part.frame),
+        splits.groups(part.frame).tolist(),
         part.label_names,
-        (splits.assign(part.frame, fractions, seed) == "validation").to_numpy(bool),
+        (assigned == "validation").to_numpy(bool),
         getattr(config.classifier, name),
         config.classifier,
         seed,
         folder,
         progress=progress,
     )
-
-
-def _groups(frame: pd.DataFrame) -> list[str]:
-    """Lesion of each image; an image without one is a group of its own."""
-    return frame["lesion_id"].fillna("image " + frame["image_id"]).tolist()
 
 
 def attribute_table(
@@ -119,7 +136,7 @@ def attribute_table(
             ("f1", table.T, f1),
         ):
             found = bootstrap.interval(values, statistic, lesion_ids, n=resamples, seed=seed)
-            row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
+            row |= bootstrap.columns(measure, found)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -182,8 +199,8 @@ def reliability_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def _predictions(test: Dataset, probabilities: np.ndarray) -> pd.DataFrame:
-    out = pd.DataFrame({"image_id": test.frame["image_id"], "lesion_id": _groups(test.frame)})
+def _predictions(test: data.Dataset, probabilities: np.ndarray) -> pd.DataFrame:
+    out = test.frame[["image_id"]].assign(lesion_id=splits.groups(test.frame))
     for j, name in enumerate(test.label_names):
         out[name], out[f"p_{name}"] = test.labels[:, j].astype(int), probabilities[:, j]
     return out
@@ -200,7 +217,7 @@ def _metrics(config: Config, name: str, attributes: pd.DataFrame) -> dict[str, d
             low=row.auc_low,
             high=row.auc_high,
             n=row.n,
-            csv="classifier_attributes.csv",
+            csv="classifier_predictions.csv",
         )
         for label, row in rows.items()
     }
