@@ -185,7 +185,7 @@ class Config(Section):
 
     def stage_dir(self, stage: str) -> Path:
         """Folder of a stage's result; one of its own if an override touches what the stage reads."""
-        return paths.RUNS / self.name / (stage + self._suffix(_sections_of(stage)))
+        return paths.RUNS / self.name / (stage + self.suffix(stage))
 
     @property
     def figures_dir(self) -> Path:
@@ -194,7 +194,7 @@ class Config(Section):
             return paths.FIGURES
         if not self.overrides and self.data.source != "phantom":
             return paths.FIGURES / self.name
-        return paths.RUNS / self.name / ("figures" + self._suffix(STAGES["05_alignment"]))
+        return paths.RUNS / self.name / ("figures" + self.suffix("05_alignment"))
 
     def require(self, stage: str) -> Path:
         """Folder of a finished stage.
@@ -217,7 +217,9 @@ class Config(Section):
         full = self.model_dump(mode="json")
         return {key: full[key] for key in _sections_of(stage)}
 
-    def _suffix(self, sections: Sequence[str]) -> str:
+    def suffix(self, stage: str) -> str:
+        """Empty, or a short hash of the overrides that a stage reads."""
+        sections = _sections_of(stage)
         mine = sorted(o for o in self.overrides if o.split("=")[0].split(".")[0] in sections)
         return "-" + hashlib.sha256("\n".join(mine).encode()).hexdigest()[:8] if mine else ""
 
@@ -244,9 +246,7 @@ def presets() -> dict[str, str]:
     return {f.stem: str(_read(f).get("description", "")) for f in files}
 
 
-def load(
-    preset: str, overrides: Sequence[str] = (), data_root: str | Path | None = None
-) -> Config:
+def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | None = None) -> Config:
     """Read and check a preset.
 
     Args:

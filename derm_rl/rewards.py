@@ -155,9 +155,7 @@ def _named(key: str | Reward, classifier: LabelClassifier | None) -> Reward:
     return REWARDS[key](classifier)
 
 
-def _judge(
-    classifier: LabelClassifier, images: Tensor, wanted: Tensor
-) -> tuple[Tensor, Tensor]:
+def _judge(classifier: LabelClassifier, images: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Calibrated logits and wanted labels, both (N, L) float on the device of ``images``."""
     if tuple(wanted.shape) != (len(images), len(classifier.label_names)):
         raise ValueError(

@@ -19,9 +19,7 @@ from torch import nn
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the attention projections, as in the paper
 
 
-def prepare_unet(
-    unet: UNet2DConditionModel, method: str, lora_rank: int
-) -> list[nn.Parameter]:
+def prepare_unet(unet: UNet2DConditionModel, method: str, lora_rank: int) -> list[nn.Parameter]:
     """Make a UNet trainable in full, or by LoRA adapters alone; return what trains."""
     if unet.device.type == "cpu":
         # The backward pass of torch's fused attention is slow on CPU for short sequences: plain
@@ -95,9 +93,7 @@ def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
         print(f"{path}: unreadable checkpoint ({error}); starting anew", file=sys.stderr)
         return None
     if state.get("belongs_to") != belongs_to:
-        print(
-            f"{path}: checkpoint of other settings, seed or data; starting anew", file=sys.stderr
-        )
+        print(f"{path}: checkpoint of other settings, seed or data; starting anew", file=sys.stderr)
         return None
     return state
 

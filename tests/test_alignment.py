@@ -73,8 +73,8 @@ def test_paired_gain_is_narrower_where_the_noise_decides():
     after = before | (rng.random(400) < 0.3)
     paired = alignment.gain(before, after, ids)
     unpaired = alignment.gain(before, after, ids, paired=False)
-    assert paired.value == pytest.approx(unpaired.value) == pytest.approx(
-        after.mean() - before.mean()
+    assert (
+        paired.value == pytest.approx(unpaired.value) == pytest.approx(after.mean() - before.mean())
     )
     assert paired.high - paired.low < 0.8 * (unpaired.high - unpaired.low)
     assert paired.low > 0.1

@@ -188,9 +188,7 @@ def test_early_stopping_keeps_the_best_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(
         training.training,
         "save_checkpoint",
-        lambda path, state, of: states.append(
-            {k: v.clone() for k, v in state["network"].items()}
-        ),
+        lambda path, state, of: states.append({k: v.clone() for k, v in state["network"].items()}),
     )
     model = fit(tmp_path / "m", epochs=9, patience=2)
     assert len(history(tmp_path / "m")) == 4

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from derm_rl.config import Backbone
 
-import os
-LS, IR = float(os.environ.get('LS', .1)), float(os.environ.get('IR', .02))
 MODEL_TYPES = {"resnet": "resnet", "convnext": "convnext", "efficientnet-b0": "efficientnet"}
 
 
@@ -54,15 +52,15 @@ def _config(backbone: Backbone, settings: dict[str, Any]) -> Any:
             **settings,
         )
     if backbone.architecture == "convnext":
-        # Patches of 2 px, not 4, and layer scale 0.1, not 1e-6: made for images of some 50 px and
-        # for a thousand updates, not for 300 epochs of ImageNet.
+        # Patches of 2 px, not 4, no layer scale (1, not 1e-6) and larger initial weights: made for
+        # images of some 50 px and a thousand updates, not for 300 epochs of ImageNet.
         return ConvNextConfig(
             patch_size=2,
             num_stages=len(widths),
             hidden_sizes=widths,
             depths=depths,
-            layer_scale_init_value=LS,
-            initializer_range=IR,
+            layer_scale_init_value=1.0,
+            initializer_range=0.1,
             **settings,
         )
     # B0 of arXiv 1905.11946; the defaults of EfficientNetConfig are B7.

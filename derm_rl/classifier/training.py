@@ -116,8 +116,12 @@ def _fit(
     """The loop. Leaves the best weights in ``model``; returns the history."""
     train_rows, validation_rows = np.flatnonzero(~validation), np.flatnonzero(validation)
     weight = torch.from_numpy(calibration.positive_weight(labels[train_rows])[0]).to(model.device)
+    # β₂ 0.99, not 0.999: the second moments must settle within a thousand updates.
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        model.parameters(),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=settings.weight_decay,
     )
     batches = -(-len(train_rows) // settings.batch_size)
     total = settings.epochs * batches

@@ -74,7 +74,9 @@ class Scene:
     harmonics: tuple[tuple[float, float], ...]  # (amplitude, phase) of cos(k·θ + phase), k = 1…
     softness: float
     colours: tuple[str, ...]
-    patches: tuple[tuple[float, float, float], ...]  # (x, y, r) in lesion radii, one per 2nd… colour
+    patches: tuple[
+        tuple[float, float, float], ...
+    ]  # (x, y, r) in lesion radii, one per 2nd… colour
     network: float
     network_atypical: float
     globules: tuple[tuple[float, float, float], ...]  # (x, y, r) in lesion radii
@@ -101,9 +103,8 @@ def draw_findings(
     by_lesion = np.random.default_rng([seed, _FINDINGS, 0, lesion_index(index)])
     diagnosis = "MEL" if by_lesion.random() < prevalence.get("MEL", 0) else "NV"
     uniform = np.random.default_rng([seed, _FINDINGS, 1, index]).random(len(ARTIFACTS))
-    present = tuple(
-        a for a, u in zip(ARTIFACTS, uniform, strict=True) if u < prevalence.get(a, 0)
-    )
+    drawn = zip(ARTIFACTS, uniform, strict=True)
+    present = tuple(a for a, u in drawn if u < prevalence.get(a, 0))
     return diagnosis, present
 
 
@@ -135,8 +136,8 @@ def _lesion(rng: np.random.Generator, diagnosis: str) -> dict[str, Any]:
     ita = np.deg2rad(rng.uniform(*ITA_BY_TYPE[skin_type]))
     skin_lab = (float(50 + b_star * np.tan(ita)), float(rng.normal(15, 4)), float(b_star))
 
-    border = float(np.clip(rng.gamma(9, 0.0125) if mel else rng.gamma(5, 0.008), 0.01, 0.2))
-    asymmetry = float(rng.beta(5, 2) if mel else rng.beta(2, 6))
+    border = float(np.clip(rng.gamma(12, 0.0105) if mel else rng.gamma(5, 0.0065), 0.01, 0.2))
+    asymmetry = float(rng.beta(6, 2) if mel else rng.beta(2, 7))
     radius = float(np.clip(rng.normal(0.285 if mel else 0.25, 0.035), 0.17, 0.36))
     orders = np.arange(1, 9)
     amplitude = rng.normal(size=8) / orders**0.6
@@ -157,7 +158,7 @@ def _lesion(rng: np.random.Generator, diagnosis: str) -> dict[str, Any]:
         dot = rng.uniform(0.035, 0.085 if mel else 0.055, n)
         globules = _rows(rho * np.cos(phi), rho * np.sin(phi), dot)
     streaks = ()
-    if rng.random() < (0.55 if mel else 0.05):
+    if rng.random() < (0.65 if mel else 0.03):
         n = int(rng.integers(7, 16))
         streaks = _rows(rng.uniform(0, 2 * np.pi, n), rng.uniform(0.1, 0.28, n))
     return {
@@ -175,7 +176,7 @@ def _lesion(rng: np.random.Generator, diagnosis: str) -> dict[str, Any]:
         "network": float(rng.uniform(0.35, 0.7)) if rng.random() < (0.5 if mel else 0.6) else 0.0,
         "network_atypical": float(rng.uniform(0.5, 1.0) if mel else rng.uniform(0.0, 0.35)),
         "globules": globules,
-        "blue_white_veil": bool(rng.random() < (0.5 if mel else 0.02)),
+        "blue_white_veil": bool(rng.random() < (0.6 if mel else 0.01)),
         "streaks": streaks,
         "texture_seed": int(rng.integers(2**31)),
     }
@@ -183,8 +184,8 @@ def _lesion(rng: np.random.Generator, diagnosis: str) -> dict[str, Any]:
 
 def _lesion_colours(rng: np.random.Generator, mel: bool) -> tuple[str, ...]:
     """One base colour, then further ones: melanoma 2 to 5 in all, nevus 1 to 3."""
-    count = int(rng.choice([2, 3, 4, 5], p=[0.1, 0.35, 0.35, 0.2])) if mel else 0
-    count = count or int(rng.choice([1, 2, 3], p=[0.45, 0.45, 0.1]))
+    count = int(rng.choice([2, 3, 4, 5], p=[0.04, 0.26, 0.42, 0.28])) if mel else 0
+    count = count or int(rng.choice([1, 2, 3], p=[0.5, 0.44, 0.06]))
     base = str(rng.choice(["light brown", "dark brown"], p=[0.45, 0.55] if mel else [0.6, 0.4]))
     weight = {"light brown": 3, "dark brown": 3, "black": 2, "red": 1.2, "white": 1}
     weight |= {"blue-gray": 1.2}

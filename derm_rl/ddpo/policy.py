@@ -79,8 +79,8 @@ def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int, eta: float) -
     alpha = alphas[timestep]
     alpha_prev = torch.where(previous >= 0, alphas[previous.clamp(min=0)], final)
     sigma = eta * ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)).clamp(min=0).sqrt()
-    a, s, zero, one = alpha.sqrt(), (1 - alpha).sqrt(), torch.zeros_like(alpha), None
-    one = torch.ones_like(alpha)
+    a, s = alpha.sqrt(), (1 - alpha).sqrt()
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         x0_x, x0_out, eps_x, eps_out = 1 / a, -s / a, zero, one
@@ -123,8 +123,8 @@ def guided_output(
 
 def step_mean(steps: Steps, k: Tensor, latents: Tensor, output: Tensor) -> Tensor:
     """μ (B, C, h, w) of step(s) ``k`` (() or (B,) long) for latents and model output."""
-    mean_x, mean_out = _per_sample(steps.mean_x[k], latents), _per_sample(steps.mean_out[k], latents)
-    return mean_x * latents + mean_out * output
+    mean_x = _per_sample(steps.mean_x[k], latents)
+    return mean_x * latents + _per_sample(steps.mean_out[k], latents) * output
 
 
 def log_prob(sample: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

@@ -132,9 +132,7 @@ def train(
     rank, world = accelerator.process_index, accelerator.num_processes
     for part in (pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).to(accelerator.device)
-    parameters = prepare_unet(
-        pipe.unet.to(accelerator.device), settings.method, settings.lora_rank
-    )
+    parameters = prepare_unet(pipe.unet.to(accelerator.device), settings.method, settings.lora_rank)
     optimizer = torch.optim.AdamW(
         parameters, settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -270,7 +268,8 @@ def update(
             ema.step(parameters)
         optimizer.zero_grad(set_to_none=True)
         norms.append(float(norm))
-    share, loss, clipped, kl = np.array([[float(v) for v in row] for row in logged] or [[1, 0, 0, 0]]).T
+    logged = [[float(v) for v in row] for row in logged] or [[1.0, 0.0, 0.0, 0.0]]
+    share, loss, clipped, kl = np.array(logged).T
     return {
         "loss": np.average(loss, weights=share),
         "clip_fraction": np.average(clipped, weights=share),
@@ -307,7 +306,7 @@ def task_of(config: Config) -> Task:
     return Task(
         texts=[prompts.render(f) for f in findings],
         wanted=torch.tensor([prompts.labels(f, names) for f in findings]),
-        reward=rewards.build(config.ddpo.rewards, paid),
+        reward=rewards.build(config.ddpo.rewards, paid, vocabulary.label_names),
         watched={
             "reward_hard": rewards.hard(paid),
             "judge_hard": rewards.hard(judge),

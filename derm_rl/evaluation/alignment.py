@@ -64,9 +64,7 @@ def matches(
     return frame.astype(float)[list(MEASURES)]
 
 
-def rate(
-    correct: np.ndarray, prompt_ids: Sequence[str], n: int = 1000, seed: int = 0
-) -> Interval:
+def rate(correct: np.ndarray, prompt_ids: Sequence[str], n: int = 1000, seed: int = 0) -> Interval:
     """Mean of a column of :func:`matches`, images resampled within their prompt."""
     return bootstrap.interval(correct, strata=prompt_ids, n=n, seed=seed)
 

@@ -141,7 +141,9 @@ def interval(
         return Interval(np.nan, np.nan, np.nan, 0)
     value = float(statistic(values, np.ones((1, len(values))))[0])
     alone = len(values) < 2 or (groups is not None and len(set(groups)) < 2)
-    drawn = np.empty(0) if alone or n == 0 else distribution(values, statistic, groups, n, seed, strata)
+    drawn = (
+        np.empty(0) if alone or n == 0 else distribution(values, statistic, groups, n, seed, strata)
+    )
     return Interval(value, *bounds(drawn, level), len(values))
 
 

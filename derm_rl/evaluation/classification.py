@@ -166,9 +166,7 @@ def roc_table(
         if 0 < labels[:, j].sum() < len(labels):
             fpr, tpr, threshold = roc_curve(labels[:, j], probabilities[:, j])
             columns = {"threshold": threshold.clip(max=1.0), "false_positive_rate": fpr}
-            parts.append(
-                pd.DataFrame({"attribute": name, **columns, "true_positive_rate": tpr})
-            )
+            parts.append(pd.DataFrame({"attribute": name, **columns, "true_positive_rate": tpr}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,0 +1,133 @@
+"""Command line: ``derm-rl reproduce``, ``presets``, ``figures``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Reproduce RL4Med-DDPO: fine-tune, align with DDPO, measure, draw. "
+    "**Research only; not for diagnosis.**",
+)
+
+Preset = Annotated[
+    str, typer.Option("--preset", "-p", help="Settings to use: see `derm-rl presets`.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. ddpo.epochs=3."),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", metavar="DIR", help="Folder of the real images.")
+]
+
+
+def _config(preset: str, overrides: list[str] | None, data_root: Path | None):
+    from derm_rl.config import ConfigError, check_data_root, load
+
+    try:
+        config = load(preset, tuple(overrides or ()), data_root)
+        check_data_root(config)
+    except ConfigError as error:
+        typer.echo(f"derm-rl: {error}", err=True)
+        raise typer.Exit(2) from None
+    return config
+
+
+@app.command()
+def reproduce(
+    preset: Preset = "demo",
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run this stage alone, e.g. 03.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Rerun this stage and all after.")
+    ] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Independent stages to run at once.")] = 1,
+) -> None:
+    """Run the notebooks of a preset, in order, and draw its figures.
+
+    A stage whose notebook, code, settings and inputs have not changed is skipped.
+
+    Examples:
+
+        derm-rl reproduce
+
+        derm-rl reproduce --preset ham10000 --data-root ~/HAM10000
+
+        derm-rl reproduce --from 04 --set ddpo.epochs=60
+    """
+    from derm_rl.reproduce import ReproduceError, run
+
+    config = _config(preset, overrides, data_root)
+    try:
+        run(config, only=only, start=start, jobs=jobs)
+    except ReproduceError as error:
+        typer.echo(f"derm-rl: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("derm-rl: interrupted; the same command continues", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def presets(
+    show: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Every setting of one preset.")
+    ] = None,
+) -> None:
+    """List the presets, or show all settings of one with their meaning."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from derm_rl import config
+
+    table = Table(box=None, pad_edge=False)
+    if show is None:
+        table.add_column("preset", style="bold")
+        table.add_column("what it is for")
+        for name, description in config.presets().items():
+            table.add_row(name, description)
+    else:
+        for column in ("setting", "value", "meaning"):
+            table.add_column(column)
+        for key, value, meaning in config.describe(_config_only(show)):
+            table.add_row(key, str(value), meaning)
+    Console().print(table)
+
+
+def _config_only(preset: str):
+    from derm_rl.config import ConfigError, load
+
+    try:
+        return load(preset)
+    except ConfigError as error:
+        typer.echo(f"derm-rl: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def figures(
+    preset: Preset = "demo", overrides: Overrides = None, data_root: DataRoot = None
+) -> None:
+    """Redraw the figures of a preset from its finished stages, without training anything."""
+    from derm_rl.figures import redraw
+
+    for path in redraw(_config(preset, overrides, data_root)):
+        typer.echo(path)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Run the notebooks of a preset in order, each only if something it depends on has changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from rich.console import Console
+from rich.table import Table
+
+from derm_rl import dependencies, paths, provenance
+from derm_rl.config import STAGES, Config
+from derm_rl.io import read_json, write_json
+from derm_rl.progress import Board, PeakMemory
+
+PARAMETERS = ("preset", "overrides", "data_root")
+
+
+class ReproduceError(RuntimeError):
+    """A run that cannot start or has failed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A notebook and the stages whose results it reads."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+
+
+PIPELINE = (
+    Stage("01_data"),
+    Stage("02_reward_classifier", ("01_data",)),
+    Stage("03_finetune_stable_diffusion", ("01_data",)),
+    Stage("04_ddpo", ("01_data", "02_reward_classifier", "03_finetune_stable_diffusion")),
+    Stage("05_alignment", ("02_reward_classifier", "03_finetune_stable_diffusion", "04_ddpo")),
+)
+
+
+def run(
+    config: Config,
+    only: str | None = None,
+    start: str | None = None,
+    jobs: int = 1,
+    stages: Sequence[Stage] = PIPELINE,
+    notebooks: Path | None = None,
+) -> list[str]:
+    """Bring every stage of a preset up to date; return the names of those that ran.
+
+    Args:
+        only: run this stage, whatever its state, and no other.
+        start: rerun this stage and all after it, whatever their state.
+        jobs: stages to run at once where they do not need each other.
+
+    Raises:
+        ReproduceError: a stage is not known, its notebook is not usable, or it failed.
+    """
+    notebooks = notebooks or paths.NOTEBOOKS
+    runner = _Runner(config, stages, notebooks, jobs)
+    forced = _forced(stages, only, start)
+    selected = [s for s in stages if only is None or s.name in forced]
+    for stage in selected:
+        _check_parameters(notebooks / f"{stage.name}.ipynb")
+    if only:
+        for upstream in selected[0].needs:
+            config.require(upstream)
+    runner.run(selected, forced)
+    if not runner.ran:
+        print(f"preset {config.name}: everything is up to date, nothing was done")
+    runner.finish()
+    return runner.ran
+
+
+def _forced(stages: Sequence[Stage], only: str | None, start: str | None) -> set[str]:
+    names = [s.name for s in stages]
+    if only and start:
+        raise ReproduceError("--only and --from exclude each other")
+    if only:
+        return {_named(only, names)}
+    return set(names[names.index(_named(start, names)) :]) if start else set()
+
+
+def _named(text: str, names: Sequence[str]) -> str:
+    """A stage by its number ("3", "03") or whole name."""
+    for name in names:
+        if text in (name, name[:2]) or text.zfill(2) == name[:2]:
+            return name
+    raise ReproduceError(f"unknown stage {text!r}; stages are {', '.join(names)}")
+
+
+def _check_parameters(notebook: Path) -> None:
+    """Papermill only warns of an unknown parameter, and then runs with the defaults."""
+    import papermill
+
+    if not notebook.is_file():
+        raise ReproduceError(f"notebook {notebook} is missing")
+    found = set(papermill.inspect_notebook(str(notebook)))
+    if found != set(PARAMETERS):
+        raise ReproduceError(
+            f"{notebook.name}: its cell tagged 'parameters' must define exactly "
+            f"{', '.join(PARAMETERS)}; it defines {', '.join(sorted(found)) or 'nothing'}"
+        )
+
+
+class _Runner:
+    """State of one call of :func:`run`."""
+
+    def __init__(self, config: Config, stages: Sequence[Stage], notebooks: Path, jobs: int) -> None:
+        self.config, self.stages, self.notebooks, self.jobs = config, stages, notebooks, jobs
+        self.copies = paths.RUNS / config.name / ("notebooks" + config.suffix("05_alignment"))
+        self.keys: dict[str, str] = {}
+        self.ran: list[str] = []
+        self.board = Board(len(stages))
+        self.record = self.copies.parent / ("reproduce" + config.suffix("05_alignment") + ".json")
+
+    def run(self, selected: Sequence[Stage], forced: set[str]) -> None:
+        waiting, names = list(selected), {s.name for s in selected}
+        done = {s.name for s in self.stages} - names
+        running: dict[Any, Stage] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            while waiting or running:
+                for stage in [s for s in waiting if set(s.needs) <= done]:
+                    if len(running) >= self.jobs:
+                        break
+                    waiting.remove(stage)
+                    if stage.name not in forced and self._fresh(stage):
+                        self.board.line(self._number(stage), stage.name, "up to date")
+                        done.add(stage.name)
+                        continue
+                    running[pool.submit(self._execute, stage)] = stage
+                if running:
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        done.add(running.pop(future).name)
+                        future.result()
+
+    def _number(self, stage: Stage) -> int:
+        return [s.name for s in self.stages].index(stage.name) + 1
+
+    def key(self, stage: Stage) -> str:
+        """Hash of all that the result of a stage depends on."""
+        if stage.name not in self.keys:
+            notebook = nbformat.read(self.notebooks / f"{stage.name}.ipynb", 4)
+            cells = [c.source for c in notebook.cells if c.cell_type == "code"]
+            config, by_name = self.config, {s.name: s for s in self.stages}
+            base = paths.ROOT / config.pipeline.base
+            reads_base = "pipeline" in STAGES.get(stage.name, ()) and base.is_dir()
+            reads_data = config.data_root is not None and not stage.needs
+            lock = paths.ROOT / "requirements.lock"
+            self.keys[stage.name] = dependencies.digest(
+                {
+                    "cells": cells,
+                    "modules": dependencies.import_closure(cells, paths.ROOT),
+                    "settings": config.subset(stage.name) if stage.name in STAGES else {},
+                    "upstream": [self.key(by_name[n]) for n in stage.needs],
+                    "lock": dependencies.file_hash(lock) if lock.is_file() else None,
+                    "data": dependencies.fingerprint(config.data_root) if reads_data else None,
+                    "base": dependencies.files_under(base) if reads_base else None,
+                }
+            )
+        return self.keys[stage.name]
+
+    def _stamp(self, stage: Stage) -> Path:
+        return self.config.stage_dir(stage.name) / "reproduced.json"
+
+    def _fresh(self, stage: Stage) -> bool:
+        stamp = self._stamp(stage)
+        if not stamp.is_file():
+            return False
+        old = read_json(stamp)
+        if old["key"] != self.key(stage):
+            return False
+        figures = self.config.figures_dir
+        return old["outputs"] == _outputs(stamp.parent) and all(
+            (figures / name).is_file() and dependencies.file_hash(figures / name) == found
+            for name, found in old["figures"].items()
+        )
+
+    def _execute(self, stage: Stage) -> None:
+        self._stamp(stage).unlink(missing_ok=True)
+        began, key = time.time(), self.key(stage)
+        copy = self.copies / f"{stage.name}.ipynb"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        config = self.config
+        source = nbformat.read(self.notebooks / f"{stage.name}.ipynb", 4)
+        with (
+            PeakMemory() as memory,
+            self.board.stage(self._number(stage), stage.name, copy, source) as status,
+        ):
+            self._papermill(stage, copy)
+            status.succeeded = True
+        figures = {
+            p.name: dependencies.file_hash(p)
+            for p in (sorted(config.figures_dir.glob("*")) if config.figures_dir.is_dir() else ())
+            if p.is_file() and p.stat().st_mtime >= began - 1 and p.name != "metrics.json"
+        }
+        stamp = self._stamp(stage)
+        write_json(
+            stamp,
+            {
+                "key": key,
+                "outputs": _outputs(stamp.parent),
+                "figures": figures,
+                "minutes": round((time.time() - began) / 60, 3),
+                "peak_memory_gb": round(memory.peak / 1e9, 3),
+            },
+        )
+        self.ran.append(stage.name)
+
+    def _papermill(self, stage: Stage, copy: Path) -> None:
+        """Execute in a process of its own, so that its memory is given back and can be measured."""
+        config = self.config
+        environment = os.environ | {"DERM_RL_RUNS": str(paths.RUNS), "PYTHONWARNINGS": "ignore"}
+        if self.jobs > 1:
+            threads = max(1, (os.cpu_count() or 1) // self.jobs)
+            environment |= {"OMP_NUM_THREADS": str(threads)}
+        command = [
+            *(sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"),
+            *("--cwd", str(self.notebooks), "--log-level", "ERROR"),
+            *("-y", _yaml(config)),
+            *(str(self.notebooks / f"{stage.name}.ipynb"), str(copy)),
+        ]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise ReproduceError(_failure(stage.name, copy, done.stderr))
+
+    def finish(self) -> None:
+        """Merge the metrics of all stages into ``metrics.json`` and print the headline ones."""
+        merged: dict[str, Any] = {}
+        minutes, peak, complete = 0.0, 0.0, True
+        for stage in self.stages:
+            folder = self.config.stage_dir(stage.name)
+            if (folder / "metrics.json").is_file():
+                merged |= read_json(folder / "metrics.json")
+            if (folder / "reproduced.json").is_file():
+                old = read_json(folder / "reproduced.json")
+                minutes, peak = minutes + old["minutes"], max(peak, old["peak_memory_gb"])
+            else:
+                complete = False
+        if complete:  # the sum over stages, whichever call ran them
+            merged["reproduce.minutes"] = provenance.metric(self.config, minutes)
+            merged["reproduce.peak_memory_gb"] = provenance.metric(self.config, peak)
+        if merged and self.ran:
+            write_json(self.config.figures_dir / "metrics.json", merged)
+        _headline(merged)
+
+
+def _yaml(config: Config) -> str:
+    import json
+
+    root = str(config.data_root) if config.data_root else ""
+    values = (config.name, list(config.overrides), root)
+    return json.dumps(dict(zip(PARAMETERS, values, strict=True)))  # JSON is YAML
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    return dependencies.files_under(folder, exclude=("reproduced.json",))
+
+
+def _failure(stage: str, copy: Path, stderr: str) -> str:
+    """Which notebook and cell failed, with what, and where to look."""
+    if copy.is_file():
+        cells = nbformat.read(copy, 4).cells
+        for number, cell in enumerate(cells, start=1):
+            for output in cell.get("outputs", ()):
+                if output.output_type == "error":
+                    first = next((x for x in cell.source.splitlines() if x.strip()), "")
+                    return (
+                        f"{stage}.ipynb failed in cell {number} ({first.strip()}):\n"
+                        f"  {output.ename}: {output.evalue}\n  executed copy: {copy}"
+                    )
+    return f"{stage}.ipynb could not be executed: {stderr.strip()[-1500:]}\n  copy: {copy}"
+
+
+def _headline(metrics: dict[str, Any]) -> None:
+    names = [n for n in metrics if n.endswith((".gain", ".stage1", ".rl", ".min", "_kept"))]
+    names = [n for n in names if n.count(".") == 2 or n.endswith(("min", "_kept"))]
+    names += [n for n in metrics if n.startswith("reproduce.")]
+    if not names:
+        return
+    table = Table("metric", "value", "95 % interval", box=None, pad_edge=False)
+    for name in names:
+        m = metrics[name]
+        bounds = "" if m["low"] is None else f"{m['low']:.3f} to {m['high']:.3f}"
+        table.add_row(name, f"{m['value']:.3f}", bounds)
+    Console().print(table)
