@@ -1,9 +1,9 @@
 """``make base``: train the small base pipeline ``models/phantom-sd`` from nothing.
 
-Run by ``accelerate launch --num_processes 2`` with one thread each, which on two cores is faster
-than two threads, and does not stall when another program runs beside it. It plays the part that Stable Diffusion 1.5 plays in the paper: a general model, here of phantom
+It plays the part that Stable Diffusion 1.5 plays in the paper: a general model, here of phantom
 dermoscopy with every combination of findings equally likely, from which stage 1 starts. Takes
-about an hour on two cores, and continues where it was interrupted.
+about 75 minutes on one core, and continues where it was interrupted. ``accelerate launch
+--num_processes 2 -m derm_rl.base`` shares the work between two processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ARTIFACTS = ("hair", "gel_bubble", "ruler", "ink")
 
 
 def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, list[str]]:
-    """Phantom images (N, S, S, 3) uint8 and their captions; drawn once, then read from ``cache``."""
+    """Phantom images (N, S, S, 3) uint8 and their captions; drawn once, then from ``cache``."""
     n, seed, size = recipe["images"], recipe["seed"], recipe["image_size"]
     findings = [phantom.draw_findings(seed, i, phantom.BALANCED_PREVALENCE) for i in range(n)]
     captions = [
@@ -46,7 +46,7 @@ def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def vocabulary_texts() -> list[str]:
-    """Texts from which the tokenizer learns its words: the whole grammar, also what is not drawn."""
+    """Texts from which the tokenizer learns its words: the whole grammar, drawn or not."""
     full = prompts.all_prompts(list(prompts.DIAGNOSES), list(prompts.ARTIFACTS))
     return [prompts.render(f) for f in full]
 

@@ -184,7 +184,7 @@ class Config(Section):
     data_root: Path | None = Field(None, description="folder of the real images")
 
     def stage_dir(self, stage: str) -> Path:
-        """Folder of a stage's result; one of its own if an override touches what the stage reads."""
+        """Folder of a stage's result; its own under overrides of what the stage reads."""
         return paths.RUNS / self.name / (stage + self.suffix(stage))
 
     @property

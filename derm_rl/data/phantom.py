@@ -74,9 +74,7 @@ class Scene:
     harmonics: tuple[tuple[float, float], ...]  # (amplitude, phase) of cos(k·θ + phase), k = 1…
     softness: float
     colours: tuple[str, ...]
-    patches: tuple[
-        tuple[float, float, float], ...
-    ]  # (x, y, r) in lesion radii, one per 2nd… colour
+    patches: tuple[tuple[float, float, float], ...]  # (x, y, r) in lesion radii: further colours
     network: float
     network_atypical: float
     globules: tuple[tuple[float, float, float], ...]  # (x, y, r) in lesion radii

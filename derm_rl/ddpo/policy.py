@@ -97,7 +97,7 @@ def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int, eta: float) -
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Coefficients () or (B,) shaped to multiply latents (B, C, h, w), in their dtype and device."""
+    """Coefficients () or (B,) shaped to multiply latents (B, C, h, w), as they are stored."""
     return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
