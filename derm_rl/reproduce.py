@@ -269,7 +269,9 @@ def _failure(stage: str, copy: Path, stderr: str) -> str:
     """Which notebook and cell failed, with what, and where to look."""
     if copy.is_file():
         cells = nbformat.read(copy, 4).cells
-        for number, cell in enumerate(cells, start=1):
+        added = {"injected-parameters", "papermill-error-cell-tag"}  # by papermill, to its copy
+        own = [c for c in cells if not added & set(c.metadata.get("tags", ()))]
+        for number, cell in enumerate(own, start=1):
             for output in cell.get("outputs", ()):
                 if output.output_type == "error":
                     first = next((x for x in cell.source.splitlines() if x.strip()), "")

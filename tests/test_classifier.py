@@ -61,7 +61,7 @@ def test_augmentation_is_deterministic_in_range_and_leaves_its_input_alone():
     other = augment.augment(x, torch.Generator().manual_seed(2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(x, before)
-    assert first.shape == x.shape and 0 <= first.min() and first.max() <= 1
+    assert first.shape == x.shape and first.min() >= 0 and first.max() <= 1
 
 
 def test_dihedral_reaches_all_eight_symmetries_and_only_them():
@@ -112,7 +112,7 @@ def test_temperature_recovers_the_scale_of_overconfident_logits():
 
 @pytest.mark.parametrize("backbone", [RESNET, CONVNEXT], ids=["resnet", "convnext"])
 def test_training_learns_and_the_folder_gives_the_same_classifier(tmp_path, backbone):
-    model = fit(tmp_path / "m", backbone, epochs=12, learning_rate=1e-2)
+    model = fit(tmp_path / "m", backbone, epochs=20, learning_rate=1e-2, batch_size=8)
     images, labels, *_ = toy(seed=1)
     p = model.predict(images, batch_size=17)
     assert p.dtype == np.float32 and p.shape == (96, 2)
@@ -353,13 +353,17 @@ def stage(tmp_path, monkeypatch):
         frames[split] = SimpleNamespace(
             frame=frame, images=images, labels=labels, label_names=NAMES, artifacts=["ink"]
         )
-    monkeypatch.setattr(derm_rl.data, "load", lambda config, split: frames[split], raising=False)
+    monkeypatch.setattr(derm_rl.data, "load", lambda config, split: frames[split])
+    monkeypatch.setattr(classification.pipeline, "load", lambda base: base)
+    # An autoencoder that loses every image, so that nothing but chance agreement is left.
+    monkeypatch.setattr(classification.pipeline, "reconstruct", lambda pipe, x: 0 * x + 128)
     return SimpleNamespace(
         name="smoke",
         preset="smoke",
         seed=0,
         overrides=(),
         image_size=16,
+        pipeline=SimpleNamespace(base="models/phantom-sd"),
         classifier=SimpleNamespace(
             reward=RESNET, judge=CONVNEXT, bootstrap=50, **vars(settings(epochs=2))
         ),
@@ -372,7 +376,7 @@ def test_stage_trains_both_and_writes_every_table(stage, tmp_path, monkeypatch):
 
     recorded = {}
     monkeypatch.setattr(provenance, "record_metrics", lambda c, s, m: recorded.update(m))
-    monkeypatch.setattr(provenance, "metric", lambda config, value, **k: {"value": value, **k})
+    monkeypatch.setattr(provenance, "metric", lambda config, value, *a, **k: {"value": value})
     monkeypatch.setattr(provenance, "stamp", lambda config, stage, **facts: None)
     folder = classifier.run(stage)
     assert folder == tmp_path / "02_reward_classifier"
@@ -391,5 +395,8 @@ def test_stage_trains_both_and_writes_every_table(stage, tmp_path, monkeypatch):
             rows[["p_ink", "p_MEL"]].to_numpy(), rows[NAMES].to_numpy(), rows["lesion_id"], NAMES, 0
         )
         assert again["auc"].to_numpy() == pytest.approx(values.to_numpy(), abs=1e-3)
+    pairs = pd.read_csv(folder / "autoencoder.csv")
+    kept = recorded["autoencoder.exact_match_kept"]
+    assert kept["value"] == pytest.approx(pairs["reconstruction"].sum() / pairs["original"].sum())
     reward, judge = (classifier.load(folder / name) for name in ("reward", "judge"))
     assert reward.network.config.model_type != judge.network.config.model_type

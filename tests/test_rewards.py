@@ -101,3 +101,10 @@ def test_errors_say_what_to_do():
         reward(images([0.5, 0.5, 0.5]), torch.ones(1, 2))
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         reward(images([0.5, 0.5, 0.5]) - 1, torch.ones(1, 3))
+
+
+def test_exact_is_the_apr_of_single_images():
+    x = images([0.9, 0.2, 0.6], [0.9, 0.2, 0.6], [0.9, 0.8, 0.6])
+    wanted = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    assert rewards.exact(Classifier())(x, wanted).tolist() == [1, 0, 1]  # the diagnosis is ignored
+    assert rewards.exact(Classifier(), artifacts=1)(x, wanted).tolist() == [1, 1, 1]

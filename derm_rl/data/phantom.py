@@ -134,8 +134,8 @@ def _lesion(rng: np.random.Generator, diagnosis: str) -> dict[str, Any]:
     ita = np.deg2rad(rng.uniform(*ITA_BY_TYPE[skin_type]))
     skin_lab = (float(50 + b_star * np.tan(ita)), float(rng.normal(15, 4)), float(b_star))
 
-    border = float(np.clip(rng.gamma(12, 0.0105) if mel else rng.gamma(5, 0.0065), 0.01, 0.2))
-    asymmetry = float(rng.beta(6, 2) if mel else rng.beta(2, 7))
+    border = float(np.clip(rng.gamma(13, 0.010) if mel else rng.gamma(5, 0.006), 0.01, 0.2))
+    asymmetry = float(rng.beta(7, 2) if mel else rng.beta(2, 8))
     radius = float(np.clip(rng.normal(0.285 if mel else 0.25, 0.035), 0.17, 0.36))
     orders = np.arange(1, 9)
     amplitude = rng.normal(size=8) / orders**0.6

@@ -46,20 +46,21 @@ def run(config: Config, progress: bool = True) -> Path:
     folder = config.stage_dir(STAGE)
     folder.mkdir(parents=True, exist_ok=True)
     test = data.load(config, "test")
+    labels, names = test.labels, test.label_names
     tables: dict[str, list[pd.DataFrame]] = {}
     metrics = {}
     for name in ("reward", "judge"):
         model = _train_one(config, name, folder / name, progress)
         probabilities = model.predict(test.images)
         attributes = attribute_table(
-            probabilities, test.labels, splits.groups(test.frame), test.label_names,
+            probabilities, labels, splits.groups(test.frame).tolist(), names,
             config.classifier.bootstrap, config.seed,
         )  # fmt: skip
         parts = {
             "history": read_csv(folder / name / "history.csv"),
             "attributes": attributes,
-            "roc": roc_table(probabilities, test.labels, test.label_names),
-            "reliability": reliability_table(probabilities, test.labels, test.label_names),
+            "roc": roc_table(probabilities, labels, names),
+            "reliability": reliability_table(probabilities, labels, names),
             "predictions": _predictions(test, probabilities),
         }
         for table, part in parts.items():
@@ -199,8 +200,9 @@ def reliability_table(
 
 def _predictions(test: data.Dataset, probabilities: np.ndarray) -> pd.DataFrame:
     out = test.frame[["image_id"]].assign(lesion_id=splits.groups(test.frame))
+    labels = test.labels
     for j, name in enumerate(test.label_names):
-        out[name], out[f"p_{name}"] = test.labels[:, j].astype(int), probabilities[:, j]
+        out[name], out[f"p_{name}"] = labels[:, j].astype(int), probabilities[:, j]
     return out
 
 

@@ -1,0 +1,86 @@
+"""Presets are strict: every mistake is named, with the key and what was expected."""
+
+import pytest
+import yaml
+
+from derm_rl import config, paths
+
+
+def test_every_preset_loads_and_describes_every_key():
+    for name, description in config.presets().items():
+        loaded = config.load(name)
+        assert loaded.name == name and description == loaded.description != ""
+        rows = list(config.describe(loaded))
+        assert len(rows) > 50
+        assert all(meaning for key, _, meaning in rows), [k for k, _, m in rows if not m]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("ddpo.epoch=3", ["ddpo.epoch=3", "did you mean 'epochs'"]),
+        ("dppo.epochs=3", ["did you mean 'ddpo'"]),
+        ("ddpo.epochs=many", ["ddpo.epochs", "integer", "'many'"]),
+        ("ddpo.epochs=0", ["ddpo.epochs", "greater than or equal to 1"]),
+        ("ddpo.epochs=2.5", ["ddpo.epochs", "2.5"]),
+        ("ddpo.epochs", ["key=value"]),
+        ("seed.x=1", ["seed is a value"]),
+        ("data.split.test=0.9", ["data.split", "sum to 1"]),
+        ("ddpo.drop_last_steps=99", ["drop_last_steps must be smaller"]),
+        ("ddpo.step_weighting=sigma", ["ddpo.step_weighting", "'none' or 'output'"]),
+    ],
+)
+def test_a_wrong_override_is_named(override, words):
+    with pytest.raises(config.ConfigError) as error:
+        config.load("smoke", [override])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unknown_preset_or_key_in_the_file_is_named(tmp_path, monkeypatch):
+    with pytest.raises(config.ConfigError, match="did you mean 'smoke'"):
+        config.load("smok")
+    values = yaml.safe_load((paths.PARAMS / "smoke.yaml").read_text())
+    values["finetune"]["learning_rat"] = 1
+    del values["finetune"]["learning_rate"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    with pytest.raises(config.ConfigError) as error:
+        config.load("mine")
+    assert "mine.yaml: unknown key 'finetune.learning_rat'; did you mean" in str(error.value)
+    assert "mine.yaml: key 'finetune.learning_rate' is missing" in str(error.value)
+
+
+def test_numbers_in_scientific_notation_are_numbers():
+    assert config.load("smoke", ["ddpo.learning_rate=1e-4"]).ddpo.learning_rate == 1e-4
+
+
+def test_an_override_moves_only_the_stages_that_read_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    plain, changed = config.load("smoke"), config.load("smoke", ["ddpo.epochs=3"])
+    for stage in ("01_data", "02_reward_classifier", "03_finetune_stable_diffusion"):
+        assert changed.stage_dir(stage) == plain.stage_dir(stage) == tmp_path / "smoke" / stage
+    for stage in ("04_ddpo", "05_alignment"):
+        assert changed.stage_dir(stage) != plain.stage_dir(stage)
+    assert changed.figures_dir != plain.figures_dir
+
+
+def test_committed_figures_are_written_by_plain_presets_only():
+    assert config.load("demo").figures_dir == paths.FIGURES
+    assert config.load("ham10000").figures_dir == paths.FIGURES / "ham10000"
+    assert paths.FIGURES not in config.load("demo", ["seed=1"]).figures_dir.parents
+    assert paths.FIGURES not in config.load("smoke").figures_dir.parents
+
+
+def test_a_missing_stage_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    with pytest.raises(config.MissingArtifact, match="reproduce --preset smoke --only 04"):
+        config.load("smoke").require("04_ddpo")
+
+
+def test_real_presets_ask_for_their_images(tmp_path):
+    with pytest.raises(config.ConfigError, match="--data-root"):
+        config.check_data_root(config.load("ham10000"))
+    with pytest.raises(config.ConfigError, match="no such folder"):
+        config.check_data_root(config.load("ham10000", data_root=tmp_path / "nowhere"))
+    config.check_data_root(config.load("ham10000", data_root=tmp_path))

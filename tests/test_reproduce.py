@@ -1,0 +1,125 @@
+"""The runner, on small notebooks: what reruns, what is skipped, and how a failure reads."""
+
+import json
+
+import nbformat
+import pytest
+
+from derm_rl import config, dependencies, paths
+from derm_rl.reproduce import ReproduceError, Stage, run
+
+STAGES = (Stage("01_data"), Stage("02_reward_classifier", ("01_data",)))
+PARAMETERS = 'preset = "smoke"\noverrides = []\ndata_root = ""'
+
+
+def write_notebook(folder, name, code, parameters=PARAMETERS):
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title"),
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_markdown_cell("## Work"),
+        nbformat.v4.new_code_cell(code),
+    ]
+    for i, cell in enumerate(cells):
+        cell["id"] = f"cell{i}"
+    notebook = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}},
+    )
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def code_of(stage, text):
+    return (
+        "from derm_rl import config\n"
+        "c = config.load(preset, overrides, data_root or None)\n"
+        f"d = c.stage_dir({stage!r}); d.mkdir(parents=True, exist_ok=True)\n"
+        f"(d / 'result.txt').write_text({text!r})\n"
+        "(d / 'stage.json').write_text('{}')\n"
+    )
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    for stage in STAGES:
+        write_notebook(notebooks, stage.name, code_of(stage.name, "one"))
+    return notebooks
+
+
+def go(project, *overrides, **options):
+    return run(config.load("smoke", overrides), stages=STAGES, notebooks=project, **options)
+
+
+def test_only_what_depends_on_a_change_reruns(project, capsys):
+    assert go(project) == ["01_data", "02_reward_classifier"]
+    assert (paths.RUNS / "smoke/notebooks/01_data.ipynb").is_file()
+    capsys.readouterr()
+    assert go(project) == []
+    out = capsys.readouterr().out
+    assert out.count("up to date") == 3 and "nothing was done" in out
+
+    write_notebook(project, "02_reward_classifier", code_of("02_reward_classifier", "two"))
+    assert go(project) == ["02_reward_classifier"]
+    (paths.RUNS / "smoke/02_reward_classifier/result.txt").write_text("tampered with")
+    assert go(project) == ["02_reward_classifier"]
+    write_notebook(project, "01_data", code_of("01_data", "two"))
+    assert go(project) == ["01_data", "02_reward_classifier"]
+    assert go(project, start="2") == ["02_reward_classifier"]
+    assert go(project, only="01") == ["01_data"]
+    # An override of what only the second stage reads leaves the first alone.
+    assert go(project, "classifier.epochs=2") == ["02_reward_classifier"]
+
+
+def test_a_failure_names_notebook_cell_error_and_copy(project):
+    write_notebook(project, "02_reward_classifier", "x = 1\nraise KeyError('no such thing')")
+    with pytest.raises(ReproduceError) as error:
+        go(project)
+    text = str(error.value)
+    for word in ("02_reward_classifier.ipynb", "cell 4 ", "x = 1", "KeyError", "no such thing"):
+        assert word in text
+    copy = paths.RUNS / "smoke/notebooks/02_reward_classifier.ipynb"
+    assert str(copy) in text and copy.is_file()
+    # What failed runs again; what had succeeded does not.
+    write_notebook(project, "02_reward_classifier", code_of("02_reward_classifier", "now"))
+    assert go(project) == ["02_reward_classifier"]
+
+
+def test_mistakes_are_found_before_anything_runs(project):
+    with pytest.raises(ReproduceError, match="unknown stage '07'"):
+        go(project, only="07")
+    with pytest.raises(config.MissingArtifact, match="--only 01"):
+        go(project, only="02")
+    write_notebook(project, "02_reward_classifier", "1", "preset = 'smoke'\nepochs = 3")
+    with pytest.raises(ReproduceError, match="must define exactly preset, overrides, data_root"):
+        go(project)
+    assert not (paths.RUNS / "smoke").exists()
+
+
+def test_metrics_of_all_stages_are_merged(project):
+    entry = {k: None for k in ("low", "high", "n", "seeds", "preset", "commit", "csv")}
+    metrics = json.dumps({"a.b": entry | {"value": 1.0}})
+    code = code_of("01_data", "one") + f"(d / 'metrics.json').write_text({metrics!r})\n"
+    write_notebook(project, "01_data", code)
+    go(project)
+    merged = json.loads((config.load("smoke").figures_dir / "metrics.json").read_text())
+    assert merged["a.b"]["value"] == 1.0
+    assert merged["reproduce.minutes"]["value"] > 0
+    assert 0.05 < merged["reproduce.peak_memory_gb"]["value"] < 10
+
+
+def test_the_import_closure_follows_every_kind_of_import(tmp_path):
+    package = tmp_path / "p"
+    (package / "sub").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("def f():\n    from p.sub import b\n")
+    (package / "sub/__init__.py").write_text("from p import c\n")
+    (package / "sub/b.py").write_text("import p.d\n")
+    for name in "cde":
+        (package / f"{name}.py").write_text("")
+    closure = dependencies.import_closure(["import os\nfrom p import a"], tmp_path, "p")
+    assert set(closure) == {"p", "p.a", "p.sub", "p.sub.b", "p.c", "p.d"}
+    (package / "d.py").write_text("x = 1")
+    changed = dependencies.import_closure(["from p import a"], tmp_path, "p")
+    assert {k for k in closure if closure[k] != changed[k]} == {"p.d"}
