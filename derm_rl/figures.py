@@ -153,11 +153,11 @@ def classifier_roc(config: Config) -> Figure:
             name = f"{label.attribute} {label.auc:.3f} [{label.auc_low:.3f}, {label.auc_high:.3f}]"
             row[0].plot(curve.iloc[:, -2], curve.iloc[:, -1], label=name, lw=1.4)
             bins = reliability[reliability["attribute"] == label.attribute]
-            row[1].plot(bins["predicted"], bins["observed"], "o-", ms=3, lw=1)
+            row[1].plot(bins["stated"], bins["observed"], "o-", ms=3, lw=1)
         row[0].set(title=f"{model}: ROC", xlabel="false positive rate", ylabel="recall")
         row[0].legend(fontsize=6.5, title="AUC, 95 % interval", title_fontsize=7)
         row[1].plot([0, 1], [0, 1], "--", color=BASE, lw=1)
-        row[1].set(title=f"{model}: calibration", xlabel="predicted", ylabel="observed")
+        row[1].set(title=f"{model}: calibration", xlabel="stated probability", ylabel="observed frequency")
     fig.suptitle(_note(config), fontsize=10)
     save_fig(fig, "classifier_attributes", tables["attributes"], config)
     for name in ("roc", "reliability"):

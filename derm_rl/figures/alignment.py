@@ -1,0 +1,139 @@
+"""Figures of stage 05: before and after RL, the same prompts and the same noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from derm_rl import prompts
+from derm_rl.figures.canvas import (
+    AFTER,
+    BEFORE,
+    Picture,
+    axes,
+    caption,
+    note,
+    plain,
+    save_fig,
+    show,
+    spread,
+    wrapped,
+)
+from derm_rl.io import read_csv, write_csv
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+
+STAGE = "05_alignment"
+MODELS = {"stage1": "stage 1", "rl": "after RL"}
+RIGHT, WRONG = "#2a9d4a", "#d62839"
+
+
+def _samples(config: Config) -> tuple[pd.DataFrame, list[prompts.Finding]]:
+    """Samples of stage 05 with column ``apr`` (0, 1), also copied to the figures; the prompts."""
+    from derm_rl.evaluation.alignment import matches
+    from derm_rl.evaluation.alignment_stage import arrays
+
+    samples = read_csv(config.require(STAGE) / "samples.csv")
+    write_csv(config.figures_dir / "alignment_samples.csv", samples)
+    found, names = arrays(samples)
+    samples["apr"] = matches(found["judge"], found["wanted"], names)["apr"].to_numpy()
+    return samples, [prompts.parse(text) for text in samples["prompt"].unique()]
+
+
+def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Picture:
+    """The first images of several prompts by stage 1 and, from the same noise, after RL.
+
+    Not chosen by how they look: prompts evenly spread, images 0, 1, … of each. A green frame says
+    that the judge sees exactly the wanted artifacts.
+    """
+    folder = config.require(STAGE)
+    samples, findings = _samples(config)
+    by_model = {m: samples[samples["model"] == m].reset_index(drop=True) for m in MODELS}
+    images = {m: np.load(folder / f"images_{m}.npy", mmap_mode="r") for m in MODELS}
+    n = len(by_model["rl"]) // len(findings)
+    shown = min(n_images, n)
+    chosen = spread(findings, n_prompts)
+    fig, grid = axes(len(chosen), 2 * shown, 1.05, 1.1)
+    rows = []
+    for line, p in zip(grid, chosen, strict=True):
+        for k, ax in enumerate(line):
+            model, j = ("stage1", k) if k < shown else ("rl", k - shown)
+            record = by_model[model].iloc[p * n + j]
+            show(ax, images[model][p * n + j], frame=RIGHT if record["apr"] else WRONG)
+            rows.append(record[["model", "prompt", "index", "image_seed", "apr"]])
+        line[0].set_ylabel(
+            wrapped(findings[p], 17), fontsize=6.5, rotation=0, ha="right", va="center"
+        )
+    grid[0][0].set_title("stage 1 →", fontsize=9)
+    grid[0][shown].set_title("after RL, same noise →", fontsize=9)
+    fig.suptitle(f"green: the judge sees exactly these artifacts{note(config)}", fontsize=9)
+    save_fig(fig, "before_after", pd.DataFrame(rows), config)
+    return fig
+
+
+def apr_heatmap(config: Config) -> Picture:
+    """APR of every prompt: artifacts down, diagnosis across; stage 1, RL and the gain."""
+    _samples(config)
+    table = read_csv(config.require(STAGE) / "per_prompt.csv")
+    findings = [prompts.parse(text) for text in table["prompt"]]
+    table["diagnosis"] = [f.diagnosis for f in findings]
+    table["artifacts"] = [caption(f).split(": ", 1)[1] for f in findings]
+    order, columns = table["artifacts"].unique(), table["diagnosis"].unique()
+    panels = {
+        label: table[table["model"] == model]
+        .pivot(index="artifacts", columns="diagnosis", values="apr")
+        .loc[order, columns]
+        for model, label in MODELS.items()
+    }
+    panels["gain"] = panels["after RL"] - panels["stage 1"]
+    height = 0.27 * len(order) + 1
+    fig, (row,) = axes(1, 3, 2.9, height, sharey=True)
+    for ax, (label, values) in zip(row, panels.items(), strict=True):
+        gain = label == "gain"
+        cmap, low = ("RdBu", -1) if gain else ("viridis", 0)
+        image = ax.imshow(values, cmap=cmap, vmin=low, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(values.to_numpy()):
+            colour = "white" if (abs(value) > 0.6 if gain else value < 0.6) else "black"
+            text = f"{value:+.2f}" if gain else f"{value:.2f}"
+            ax.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_title(f"{label}: mean {values.to_numpy().mean():{'+' if gain else ''}.3f}", size=9)
+        fig.colorbar(image, ax=ax, shrink=0.6)
+    row[0].set_yticks(range(len(order)), order, fontsize=7)
+    save_fig(fig, "apr_heatmap", table, config)
+    return fig
+
+
+def attributes(config: Config) -> Picture:
+    """Recall and false-add rate of every label, before and after RL, with 95 % intervals."""
+    _samples(config)
+    table = read_csv(config.require(STAGE) / "attributes.csv")
+    names = list(table["attribute"].unique())
+    fig, (row,) = axes(1, 2, 4.4, 3.2, sharey=True)
+    titles = {"recall": "wanted and there (recall)", "false_add": "there but not wanted"}
+    for ax, (measure, title) in zip(row, titles.items(), strict=True):
+        for k, (model, label) in enumerate(MODELS.items()):
+            part = table[table["model"] == model].set_index("attribute").loc[names]
+            value = part[measure].to_numpy(float)
+            error = [value - part[f"{measure}_low"], part[f"{measure}_high"] - value]
+            x = np.arange(len(names)) + (k - 0.5) * 0.38
+            ax.bar(
+                x,
+                value,
+                0.36,
+                yerr=np.nan_to_num(np.clip(error, 0, None)),
+                capsize=2,
+                color=(BEFORE, AFTER)[k],
+                label=label,
+                error_kw={"linewidth": 0.9},
+            )
+        ax.set_xticks(range(len(names)), [prompts.ARTIFACTS.get(n, n) for n in names])
+        ax.set(title=title, ylim=(0, 1.05))
+        plain(ax)
+    row[0].set_ylabel("share of images, by the judge")
+    row[1].legend(fontsize=8)
+    save_fig(fig, "attributes", table, config)
+    return fig
