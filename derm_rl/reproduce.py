@@ -292,5 +292,5 @@ def _headline(metrics: dict[str, Any]) -> None:
     for name in names:
         m = metrics[name]
         bounds = "" if m["low"] is None else f"{m['low']:.3f} to {m['high']:.3f}"
-        table.add_row(name, f"{m['value']:.3f}", bounds)
+        table.add_row(name, "none" if m["value"] is None else f"{m['value']:.3f}", bounds)
     Console().print(table)

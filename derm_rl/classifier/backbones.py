@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,20 @@ if TYPE_CHECKING:
     from derm_rl.config import Backbone
 
 MODEL_TYPES = {"resnet": "resnet", "convnext": "convnext", "efficientnet-b0": "efficientnet"}
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bar of transformers for reading or writing a file of a few megabytes."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def network(backbone: Backbone, label_names: Sequence[str]) -> PreTrainedModel:

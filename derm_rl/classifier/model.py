@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from derm_rl.classifier.backbones import network
+from derm_rl.classifier.backbones import network, quietly
 from derm_rl.io import atomic_dir, read_json, write_csv, write_json
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class LabelClassifier(nn.Module):
         """Write the transformers folder and ``calibration.json``; if given, card and history."""
         with atomic_dir(Path(folder)) as temporary:
             temporary = Path(temporary)
-            self.network.save_pretrained(temporary, safe_serialization=True)
+            with quietly():
+                self.network.save_pretrained(temporary)
             write_json(temporary / "calibration.json", self._beside())
             if card is not None:
                 write_json(temporary / "card.json", card)
@@ -195,9 +196,10 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> LabelClassif
     if not (folder / "calibration.json").is_file():
         raise FileNotFoundError(f"classifier {folder}: this folder has no calibration.json")
     beside = read_json(folder / "calibration.json")
-    backbone = AutoModelForImageClassification.from_pretrained(
-        str(folder), local_files_only=True, dtype=torch.float32
-    )
+    with quietly():
+        backbone = AutoModelForImageClassification.from_pretrained(
+            str(folder), local_files_only=True, dtype=torch.float32
+        )
     if backbone.config.num_labels != len(beside["label_names"]):
         raise ValueError(
             f"classifier {folder}: the network has {backbone.config.num_labels} outputs, but "

@@ -209,7 +209,8 @@ def _predictions(test: data.Dataset, probabilities: np.ndarray) -> pd.DataFrame:
 def _metrics(config: Config, name: str, attributes: pd.DataFrame) -> dict[str, dict]:
     """``classifier.<name>.auc.<label>`` and the least of them, ``classifier.<name>.auc.min``."""
     rows = {row.attribute: row for row in attributes.itertuples()}
-    rows["min"] = min(rows.values(), key=lambda row: row.auc)
+    # A label that no test image shows has no AUC.
+    rows["min"] = min(rows.values(), key=lambda row: np.nan_to_num(row.auc, nan=np.inf))
     return {
         f"classifier.{name}.auc.{label}": provenance.metric(
             config,

@@ -69,7 +69,9 @@ def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Pictu
         )
     grid[0][0].set_title("stage 1 →", fontsize=9)
     grid[0][shown].set_title("after RL, same noise →", fontsize=9)
-    fig.suptitle(f"green: the judge sees exactly these artifacts{note(config)}", fontsize=9)
+    fig.suptitle(
+        f"green: the judge sees exactly these artifacts\n{note(config).strip()}", fontsize=8
+    )
     save_fig(fig, "before_after", pd.DataFrame(rows), config)
     return fig
 

@@ -142,12 +142,13 @@ def shared_lesions(config: Config) -> Picture | None:
     file = config.require(STAGE) / "published_splits.csv"
     if config.data.source == "phantom" or not file.is_file():
         return None
-    shared = read_csv(file)
+    shared, dataset = read_csv(file), data.load(config)
+    here = int((dataset.frame.groupby(dataset.lesion_ids)["split"].nunique() > 1).sum())
     label = next(c for c in shared.columns if c not in ("lesions", "images"))
     fig, grid = axes(1, 1, 6, 2.8)
     ax, y = grid[0][0], np.arange(len(shared))
     bars = ax.barh(y - 0.2, shared["lesions"], 0.38, color=AFTER, label="published splits")
-    ours = ax.barh(y + 0.2, np.zeros(len(shared)), 0.38, color=BEFORE, label="splits here")
+    ours = ax.barh(y + 0.2, np.full(len(shared), here), 0.38, color=BEFORE, label="splits here")
     ax.bar_label(bars, fmt="{:,.0f}", padding=3)
     ax.bar_label(ours, fmt="{:.0f}", padding=3)
     ax.set_yticks(y, shared[label].astype(str))
@@ -155,5 +156,5 @@ def shared_lesions(config: Config) -> Picture | None:
     ax.set(xlabel="lesions in more than one split")
     ax.legend(fontsize=8)
     plain(ax)
-    save_fig(fig, "shared_lesions", shared.assign(lesions_here=0), config)
+    save_fig(fig, "shared_lesions", shared.assign(lesions_here=here), config)
     return fig
