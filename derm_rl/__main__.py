@@ -119,7 +119,7 @@ def figures(
     preset: Preset = "demo", overrides: Overrides = None, data_root: DataRoot = None
 ) -> None:
     """Redraw the figures of a preset from its finished stages, without training anything."""
-    from derm_rl.figures import redraw
+    from derm_rl.figures.redraw import redraw
 
     for path in redraw(_config(preset, overrides, data_root)):
         typer.echo(path)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from derm_rl import data, prompts
 from derm_rl.config import Config, FinetuneConfig

@@ -294,7 +294,7 @@ def render_paths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, size, size, 3) uint8 and lesion masks (N, size, size) bool, in parallel."""
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
     parallel = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator")

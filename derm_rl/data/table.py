@@ -242,7 +242,7 @@ def decode_into(
         the reason by image id of those that failed; their rows of ``out`` are black.
     """
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     def decode(row: int) -> str | None:
         try:

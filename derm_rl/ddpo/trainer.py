@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from derm_rl import classifier, data, prompts, rewards
 from derm_rl.config import Config, DDPOConfig

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from derm_rl import prompts, training
 from derm_rl.io import read_json, write_json

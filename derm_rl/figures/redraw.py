@@ -1,0 +1,39 @@
+"""All figures of a preset from its finished stages, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from derm_rl.config import MissingArtifact
+from derm_rl.figures.alignment import apr_heatmap, attributes, before_after
+from derm_rl.figures.canvas import Picture
+from derm_rl.figures.classifiers import autoencoder, classifier_roc
+from derm_rl.figures.data import data_counts, data_sheet, phantom_truth, shared_lesions
+from derm_rl.figures.training import ddpo_curves, finetune_loss, finetune_samples
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+
+BY_STAGE: dict[str, tuple[Callable[[Config], Picture | None], ...]] = {
+    "01_data": (data_sheet, phantom_truth, data_counts, shared_lesions),
+    "02_reward_classifier": (classifier_roc, autoencoder),
+    "03_finetune_stable_diffusion": (finetune_loss, finetune_samples),
+    "04_ddpo": (ddpo_curves,),
+    "05_alignment": (before_after, apr_heatmap, attributes),
+}
+
+
+def redraw(config: Config) -> list[Path]:
+    """Draw the figures of all finished stages; names the stages that are not, and why."""
+    drawn: list[Path] = []
+    for stage, functions in BY_STAGE.items():
+        try:
+            config.require(stage)
+            pictures = [function(config) for function in functions]
+        except MissingArtifact as error:
+            print(f"{stage} skipped: {error}")
+            continue
+        drawn += [p.path for p in pictures if p is not None and p.path is not None]
+    return drawn

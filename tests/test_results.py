@@ -1,0 +1,67 @@
+"""The committed results: each picture has its table, each number follows from a table."""
+
+import math
+
+import numpy as np
+import pytest
+
+from derm_rl.evaluation import alignment_stage, bootstrap
+from derm_rl.io import read_csv, read_json
+from derm_rl.paths import FIGURES
+from derm_rl.provenance import METRIC_FIELDS
+
+FOLDERS = [f.parent for f in sorted(FIGURES.rglob("metrics.json"))]
+pytestmark = pytest.mark.skipif(not FOLDERS, reason="no results are committed in figures/")
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda f: f.name)
+def folder(request):
+    return request.param
+
+
+def test_every_figure_has_its_table_and_every_metric_names_one(folder):
+    for picture in folder.glob("*.png"):
+        assert picture.with_suffix(".csv").is_file(), f"{picture} has no CSV"
+    for name, metric in read_json(folder / "metrics.json").items():
+        assert tuple(sorted(metric)) == tuple(sorted(METRIC_FIELDS)), name
+        if not name.startswith("reproduce."):
+            assert (folder / metric["csv"]).is_file(), f"{name}: {metric['csv']} is missing"
+        if metric["low"] is not None:
+            assert metric["low"] <= metric["value"] <= metric["high"], name
+
+
+def same(metrics, name, value):
+    assert math.isclose(metrics[name]["value"], value, abs_tol=2e-4), (name, value)
+
+
+def test_alignment_follows_from_the_samples(folder):
+    metrics = read_json(folder / "metrics.json")
+    samples = read_csv(folder / "alignment_samples.csv")
+    found = alignment_stage.headline(samples, read_csv(folder / "attributes.csv"), resamples=100)
+    assert {n for n in metrics if n.startswith("alignment.")} == set(found)
+    for name, interval in found.items():
+        same(metrics, name, interval.value)
+    # And by hand: the share of images whose artifacts are all as wanted.
+    artifacts = [c.removeprefix("wanted_") for c in samples if c.startswith("wanted_")][:-1]
+    right = np.ones(len(samples), bool)
+    for a in artifacts:
+        right &= (samples[f"judge_{a}"] > 0.5) == (samples[f"wanted_{a}"] > 0.5)
+    by_model = right.groupby(samples["model"]).mean()
+    same(metrics, "alignment.apr.gain", by_model["rl"] - by_model["stage1"])
+
+
+def test_classifier_accuracy_follows_from_the_predictions(folder):
+    from sklearn.metrics import roc_auc_score
+
+    metrics = read_json(folder / "metrics.json")
+    for model, rows in read_csv(folder / "classifier_predictions.csv").groupby("model"):
+        labels = [c.removeprefix("p_") for c in rows if c.startswith("p_")]
+        aucs = {label: roc_auc_score(rows[label], rows[f"p_{label}"]) for label in labels}
+        for label, auc in aucs.items():
+            same(metrics, f"classifier.{model}.auc.{label}", auc)
+        same(metrics, f"classifier.{model}.auc.min", min(aucs.values()))
+    table = read_csv(folder / "classifier_autoencoder.csv")
+    kept = bootstrap.ratio(
+        table[["reconstruction", "original"]].to_numpy(float), np.ones((1, len(table)))
+    )
+    same(metrics, "autoencoder.exact_match_kept", float(kept[0]))
