@@ -108,7 +108,7 @@ def train(
     device, rank = accelerator.device, accelerator.process_index
     pipe.vae.requires_grad_(False).to(device)
     pipe.text_encoder.requires_grad_(train_text_encoder).to(device)
-    parameters = prepare_unet(pipe.unet.to(device), settings.method, settings.lora_rank)
+    parameters = prepare_unet(pipe.unet.to(device), settings.method, settings.lora_rank, seed)
     if train_text_encoder:
         parameters += list(pipe.text_encoder.parameters())
     optimizer = torch.optim.AdamW(

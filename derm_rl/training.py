@@ -19,7 +19,9 @@ from torch import nn
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the attention projections, as in the paper
 
 
-def prepare_unet(unet: UNet2DConditionModel, method: str, lora_rank: int) -> list[nn.Parameter]:
+def prepare_unet(
+    unet: UNet2DConditionModel, method: str, lora_rank: int, seed: int
+) -> list[nn.Parameter]:
     """Make a UNet trainable in full, or by LoRA adapters alone; return what trains."""
     if unet.device.type == "cpu":
         # The backward pass of torch's fused attention is slow on CPU for short sequences: plain
@@ -31,14 +33,15 @@ def prepare_unet(unet: UNet2DConditionModel, method: str, lora_rank: int) -> lis
         from peft import LoraConfig
 
         unet.requires_grad_(False)
-        unet.add_adapter(
-            LoraConfig(
-                r=lora_rank,
-                lora_alpha=lora_rank,
-                init_lora_weights="gaussian",
-                target_modules=LORA_TARGETS,
-            )
+        adapters = LoraConfig(
+            r=lora_rank,
+            lora_alpha=lora_rank,
+            init_lora_weights="gaussian",
+            target_modules=LORA_TARGETS,
         )
+        with torch.random.fork_rng():  # peft draws from the global generator
+            torch.manual_seed(seed)
+            unet.add_adapter(adapters)
     else:
         raise ValueError(f"method {method!r}: expected 'full' or 'lora'")
     return [p for p in unet.parameters() if p.requires_grad]

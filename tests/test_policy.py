@@ -1,4 +1,4 @@
-"""The policy's step and log-probability against diffusers and torch, and the loss in closed form."""
+"""The policy against diffusers and torch, advantages and loss in closed form."""
 
 import itertools
 

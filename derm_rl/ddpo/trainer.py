@@ -132,7 +132,9 @@ def train(
     rank, world = accelerator.process_index, accelerator.num_processes
     for part in (pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).to(accelerator.device)
-    parameters = prepare_unet(pipe.unet.to(accelerator.device), settings.method, settings.lora_rank)
+    parameters = prepare_unet(
+        pipe.unet.to(accelerator.device), settings.method, settings.lora_rank, seed
+    )
     optimizer = torch.optim.AdamW(
         parameters, settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -245,6 +247,8 @@ def update(
     logged, norms, deviation = [], [], None
     for part in order.chunk(settings.updates_per_epoch):
         part = part[advantages[part] != 0]
+        if not len(part):
+            continue
         choice = torch.rand(len(part), len(trainable), generator=random).argsort(1)[:, :per_image]
         image, k = part.repeat_interleave(per_image), trainable[choice.flatten()]
         for i, j in zip(
@@ -259,7 +263,9 @@ def update(
             )
             share = len(i) / len(image)
             policy.accelerator.backward(surrogate.loss * share)
-            logged.append([share, surrogate.loss, surrogate.clip_fraction, surrogate.approx_kl])
+            logged.append(
+                [share, surrogate.loss.detach(), surrogate.clip_fraction, surrogate.approx_kl]
+            )
             if deviation is None:  # nothing has been updated yet: the ratio should be exactly 1
                 deviation = (surrogate.ratio - 1).abs().max().item()
         norm = policy.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -274,7 +280,7 @@ def update(
         "loss": np.average(loss, weights=share),
         "clip_fraction": np.average(clipped, weights=share),
         "approx_kl": np.average(kl, weights=share),
-        "grad_norm": float(np.mean(norms)),
+        "grad_norm": float(np.mean(norms)) if norms else 0.0,
         "on_policy_deviation": deviation or 0.0,
         "skipped_images": int((advantages == 0).sum()),
     }

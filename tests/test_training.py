@@ -1,0 +1,185 @@
+"""Stage 1 and stage 2 on a tiny pipeline: they learn, and an interruption changes nothing."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from derm_rl import config, pipeline, prompts
+from derm_rl.ddpo import trainer
+from derm_rl.finetune import examples
+from derm_rl.finetune import train as finetune
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(key, value):
+    def callback(row):
+        if row[key] == value:
+            raise Interrupted
+
+    return callback
+
+
+def weights(pipe):
+    return torch.cat([p.detach().flatten() for p in pipe.unet.parameters()])
+
+
+def finetune_settings(**changes):
+    settings = {"steps": 8, "batch_size": 4, "checkpoint_every": 3, "warmup_steps": 1}
+    return config.load("smoke").finetune.model_copy(update=settings | changes)
+
+
+def ddpo_settings(**changes):
+    settings = {
+        "epochs": 4, "images_per_prompt": 8, "prompts_per_epoch": None, "inference_steps": 4,
+        "batch_size": 64, "updates_per_epoch": 1, "timestep_fraction": 1.0, "drop_last_steps": 0,
+        "checkpoint_every": 1, "eval_every": 2, "eval_images_per_prompt": 2, "min_count": 2,
+    }  # fmt: skip
+    return config.load("smoke").ddpo.model_copy(update=settings | changes)
+
+
+@pytest.fixture
+def cached(tiny_pipeline_folder, tiny_images):
+    pipe = pipeline.load(tiny_pipeline_folder)
+    captions = [prompts.render(f) for f in prompts.all_prompts()]
+    return examples(pipe, tiny_images, captions, views=8)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_finetuning_resumes_to_the_same_weights(method, tiny_pipeline_folder, cached, tmp_path):
+    settings = finetune_settings(method=method)
+    straight, broken = (pipeline.load(tiny_pipeline_folder) for _ in range(2))
+    log = finetune(straight, cached, settings, tmp_path / "a", 0, progress=False)
+    with pytest.raises(Interrupted):
+        finetune(
+            broken, cached, settings, tmp_path / "b", 0, progress=False,
+            callback=interrupt_at("step", 5),
+        )  # fmt: skip
+    assert (tmp_path / "b/checkpoint.pt").is_file()
+    resumed = pipeline.load(tiny_pipeline_folder)
+    again = finetune(resumed, cached, settings, tmp_path / "b", 0, progress=False)
+    assert torch.equal(weights(straight), weights(resumed))
+    assert log.equals(again)
+    assert not torch.equal(weights(straight), weights(pipeline.load(tiny_pipeline_folder)))
+
+
+def test_finetuning_lowers_the_loss(tiny_pipeline_folder, cached, tmp_path):
+    settings = finetune_settings(steps=60, batch_size=16, learning_rate=3e-3)
+    pipe = pipeline.load(tiny_pipeline_folder)
+    log = finetune(pipe, cached, settings, tmp_path, 0, progress=False)
+    assert log["loss"][-15:].mean() < 0.9 * log["loss"][:15].mean()
+
+
+def test_a_torn_or_foreign_checkpoint_is_said_and_not_used(
+    tiny_pipeline_folder, cached, tmp_path, capsys
+):
+    pipe = pipeline.load(tiny_pipeline_folder)
+    finetune(pipe, cached, finetune_settings(), tmp_path, 0, progress=False)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    other = pipeline.load(tiny_pipeline_folder)
+    log = finetune(other, cached, finetune_settings(), tmp_path, 1, progress=False)
+    assert "other settings, seed or data" in capsys.readouterr().err
+    assert len(log) == 8
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    finetune(
+        pipeline.load(tiny_pipeline_folder),
+        cached,
+        finetune_settings(),
+        tmp_path,
+        0,
+        progress=False,
+    )
+    assert "unreadable checkpoint" in capsys.readouterr().err
+
+
+def brightness(images, wanted):
+    return images.mean((1, 2, 3))
+
+
+def task_of(reward):
+    findings = prompts.all_prompts()[:4]
+    names = ["hair", "gel_bubble", "ruler", "ink", "MEL"]
+    return trainer.Task(
+        texts=[prompts.render(f) for f in findings],
+        wanted=torch.tensor([prompts.labels(f, names) for f in findings]),
+        reward=reward,
+        watched={"judge_brightness": brightness},
+    )
+
+
+def test_ddpo_raises_a_reward_that_can_be_raised(tiny_pipeline_folder, tmp_path):
+    pipe = pipeline.load(tiny_pipeline_folder)
+    settings = ddpo_settings(
+        epochs=15, images_per_prompt=16, learning_rate=1e-3, clip_range=0.05, ema_decay=0.0
+    )
+    log = trainer.train(pipe, task_of(brightness), settings, tmp_path, 0, progress=False)
+    evaluated = log["eval_reward"].dropna()
+    assert evaluated.iloc[-1] > evaluated.iloc[0] + log["reward_std"].iloc[0] / 4
+    assert log["on_policy_deviation"].max() < 1e-4
+    assert log["eval_judge_brightness"].dropna().equals(evaluated.rename("eval_judge_brightness"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_ddpo_resumes_to_the_same_weights_and_log(method, tiny_pipeline_folder, tmp_path):
+    settings = ddpo_settings(method=method)
+    straight, broken = (pipeline.load(tiny_pipeline_folder) for _ in range(2))
+    log = trainer.train(straight, task_of(brightness), settings, tmp_path / "a", 0, progress=False)
+    with pytest.raises(Interrupted):
+        trainer.train(
+            broken, task_of(brightness), settings, tmp_path / "b", 0, progress=False,
+            callback=interrupt_at("epoch", 2),
+        )  # fmt: skip
+    resumed = pipeline.load(tiny_pipeline_folder)
+    again = trainer.train(resumed, task_of(brightness), settings, tmp_path / "b", 0, progress=False)
+    assert torch.equal(weights(straight), weights(resumed))
+    timing = ["seconds_sample", "seconds_update"]
+    assert log.drop(columns=timing).equals(again.drop(columns=timing))
+
+
+def test_images_without_advantage_cost_nothing_and_change_nothing(tiny_pipeline_folder, tmp_path):
+    pipe = pipeline.load(tiny_pipeline_folder)
+    before = weights(pipe)
+    task = task_of(lambda images, wanted: torch.ones(len(images)))
+    log = trainer.train(pipe, task, ddpo_settings(), tmp_path, 0, progress=False)
+    assert log["skipped_images"].dropna().eq(32).all()
+    decayed = (weights(pipe) - before).abs().max()
+    assert decayed < 1e-4  # weight decay alone
+
+
+def test_a_pipeline_goes_through_plain_diffusers(tiny_pipeline_folder, tmp_path):
+    ours = pipeline.load(tiny_pipeline_folder)
+    plain = StableDiffusionPipeline.from_pretrained(str(tiny_pipeline_folder))
+    plain.set_progress_bar_config(disable=True)
+    text = prompts.render(prompts.Finding("MEL", ("hair",)))
+    made = [
+        pipe(
+            text, num_inference_steps=4, guidance_scale=2.0, eta=1.0, height=16, width=16,
+            generator=torch.Generator().manual_seed(3), output_type="pt",
+        ).images
+        for pipe in (ours, plain)
+    ]  # fmt: skip
+    assert torch.equal(*made) and made[0].shape == (1, 3, 16, 16)
+
+
+def test_all_components_reconstruct_exactly_and_few_keep_most(tiny_images):
+    whole = pipeline.PatchAutoencoder.build(4, 48, 16)
+    assert whole.fit(tiny_images) == pytest.approx(1)
+    x = torch.from_numpy(tiny_images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    back = whole.decode(whole.encode(x).latent_dist.mode()).sample
+    torch.testing.assert_close(back, x, atol=2e-3, rtol=0)
+    assert 0.8 < pipeline.PatchAutoencoder.build(4, 16, 16).fit(tiny_images) < 1
+
+
+def test_every_prompt_has_tokens_of_its_own(tiny_pipeline_folder):
+    tokenizer = pipeline.load(tiny_pipeline_folder).tokenizer
+    ids = [tuple(tokenizer(prompts.render(f)).input_ids) for f in prompts.all_prompts()]
+    assert len(set(ids)) == 32 and max(map(len, ids)) <= tokenizer.model_max_length
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        pipeline.load("./nowhere")
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
+        pipeline.load(tmp_path)
