@@ -65,12 +65,13 @@ def reproduce(
 
         derm-rl reproduce --from 04 --set ddpo.epochs=60
     """
+    from derm_rl.config import MissingArtifact
     from derm_rl.reproduce import ReproduceError, run
 
     config = _config(preset, overrides, data_root)
     try:
         run(config, only=only, start=start, jobs=jobs)
-    except ReproduceError as error:
+    except (ReproduceError, MissingArtifact) as error:
         typer.echo(f"derm-rl: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

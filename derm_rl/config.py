@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from derm_rl import paths
+from derm_rl import paths, prompts
 
 
 class ConfigError(ValueError):
@@ -44,6 +44,16 @@ def _positive(description: str) -> Any:
     return Field(gt=0, description=description)
 
 
+def _check_names(key: str, names: Sequence[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: unknown name {name!r}{_near(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{key}: a name stands twice")
+
+
+# Those of rewards.REWARDS, which is too heavy to import here; a test compares them.
+REWARD_NAMES = ("hard", "soft", "diagnosis", "exact")
 Method = Literal["full", "lora"]
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -75,6 +85,14 @@ class DataConfig(Section):
         description="what a missing or broken image does: stop, or be left out and reported"
     )
     split: Split
+
+    @model_validator(mode="after")
+    def _known(self) -> DataConfig:
+        _check_names("diagnoses", self.diagnoses, prompts.DIAGNOSES)
+        _check_names("artifacts", self.artifacts, prompts.ARTIFACTS)
+        if self.source == "phantom" and self.images is None:
+            raise ValueError("images must say how many phantoms to draw, null is for real data")
+        return self
 
 
 class Backbone(Section):
@@ -138,7 +156,9 @@ class DDPOConfig(Section):
         description="weight of each step's log-ratio: none, or equal in model-output space"
     )
     max_grad_norm: float = _positive("gradient clipping")
-    rewards: dict[str, float] = Field(min_length=1, description="weights of hard, soft, diagnosis")
+    rewards: dict[str, float] = Field(
+        min_length=1, description="weights of hard, soft, diagnosis, exact"
+    )
     buffer_size: int = _count("rewards remembered of each prompt")
     min_count: int = _count("rewards a prompt needs for statistics of its own")
     ema_decay: float = _fraction("decay of the averaged weights, which are kept")
@@ -153,6 +173,7 @@ class DDPOConfig(Section):
             raise ValueError("drop_last_steps must be smaller than inference_steps")
         if self.min_count > self.buffer_size:
             raise ValueError("min_count must not exceed buffer_size")
+        _check_names("rewards", list(self.rewards), REWARD_NAMES)
         return self
 
 
@@ -318,7 +339,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     section: Any = values
     for part in parents:
-        if not isinstance(section, Mapping) or part not in section:
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"override {override!r}: {part!r} is below a value, not a section")
+        if part not in section:
             raise ConfigError(f"override {override!r}: unknown key {part!r}{_near(part, section)}")
         section = section[part]
     if not isinstance(section, dict):

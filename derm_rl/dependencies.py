@@ -32,9 +32,10 @@ def files_under(folder: Path, exclude: Iterable[str] = ()) -> dict[str, str]:
 
 def fingerprint(folder: Path) -> dict[str, Any]:
     """Name and size of every file of a data folder; tables by content. Quick on many gigabytes."""
+    tables = (".csv", ".tab", "")  # HAM10000_metadata comes with any of these
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     return {
-        str(p.relative_to(folder)): file_hash(p) if p.suffix == ".csv" else p.stat().st_size
+        str(p.relative_to(folder)): file_hash(p) if p.suffix in tables else p.stat().st_size
         for p in files
     }
 
@@ -57,6 +58,20 @@ def module_file(name: str, root: Path) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
+
+
+def plain_python(cell: str) -> str:
+    """Source of a notebook cell without its magics, which are no Python; for reading its imports.
+
+    A cell that still is not Python has no imports: running it shows the error where it is.
+    """
+    kept = [x for x in cell.splitlines() if not x.lstrip().startswith(("%", "!"))]
+    source = "" if cell.lstrip().startswith("%%") else "\n".join(kept)
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return ""
+    return source
 
 
 def import_closure(sources: Iterable[str], root: Path, package: str = "derm_rl") -> dict[str, str]:

@@ -26,8 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp made it private
@@ -45,6 +44,9 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
         temporary.chmod(0o755)
         if path.exists():
             os.replace(path, old)
@@ -54,6 +56,11 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         if old.exists() and not path.exists():  # failed between the two renames
             os.replace(old, path)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:

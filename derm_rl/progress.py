@@ -13,6 +13,12 @@ import nbformat
 import psutil
 
 
+def own_cells(copy: Any) -> list[Any]:
+    """Cells of an executed notebook that its source has too, so that their numbers agree."""
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    return [c for c in copy.cells if not added & set(c.metadata.get("tags", ()))]
+
+
 class Status:
     """Set by the body of a ``with board.stage(…)`` block."""
 
@@ -72,7 +78,7 @@ class _Watch:
         """Number and heading of the running cell."""
         cells = self.source.cells
         with contextlib.suppress(Exception):  # not written yet, or being replaced
-            cells = nbformat.read(self.copy, 4).cells
+            cells = own_cells(nbformat.read(self.copy, 4))
         heading = ""
         for number, cell in enumerate(cells, start=1):
             if cell.cell_type == "markdown":

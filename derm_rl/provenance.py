@@ -28,7 +28,7 @@ def commit() -> str | None:
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--", "derm_rl", "notebooks", "params", "models")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+changes" if changed else "")
 

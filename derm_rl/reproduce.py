@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from derm_rl import dependencies, paths, provenance
 from derm_rl.config import STAGES, Config
 from derm_rl.io import read_json, write_json
-from derm_rl.progress import Board, PeakMemory
+from derm_rl.progress import Board, PeakMemory, own_cells
 
 PARAMETERS = ("preset", "overrides", "data_root")
 
@@ -118,6 +120,7 @@ class _Runner:
         self.copies = paths.RUNS / config.name / ("notebooks" + config.suffix("05_alignment"))
         self.keys: dict[str, str] = {}
         self.ran: list[str] = []
+        self.processes: list[subprocess.Popen[str]] = []
         self.board = Board(len(stages))
         self.record = self.copies.parent / ("reproduce" + config.suffix("05_alignment") + ".json")
 
@@ -126,21 +129,36 @@ class _Runner:
         done = {s.name for s in self.stages} - names
         running: dict[Any, Stage] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
-            while waiting or running:
-                for stage in [s for s in waiting if set(s.needs) <= done]:
-                    if len(running) >= self.jobs:
-                        break
-                    waiting.remove(stage)
-                    if stage.name not in forced and self._fresh(stage):
-                        self.board.line(self._number(stage), stage.name, "up to date")
-                        done.add(stage.name)
-                        continue
-                    running[pool.submit(self._execute, stage)] = stage
-                if running:
-                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        done.add(running.pop(future).name)
-                        future.result()
+            try:
+                while waiting or running:
+                    self._start_ready(pool, waiting, running, done, forced)
+                    if running:
+                        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                        for future in finished:
+                            done.add(running.pop(future).name)
+                            future.result()
+            except KeyboardInterrupt:  # leaving the pool would wait for the running notebooks
+                self.stop()
+                raise
+
+    def _start_ready(
+        self,
+        pool: ThreadPoolExecutor,
+        waiting: list[Stage],
+        running: dict[Any, Stage],
+        done: set[str],
+        forced: set[str],
+    ) -> None:
+        """Start what has all it needs and is not up to date, as many as may run at once."""
+        for stage in [s for s in waiting if set(s.needs) <= done]:
+            if len(running) >= self.jobs:
+                break
+            waiting.remove(stage)
+            if stage.name not in forced and self._fresh(stage):
+                self.board.line(self._number(stage), stage.name, "up to date")
+                done.add(stage.name)
+            else:
+                running[pool.submit(self._execute, stage)] = stage
 
     def _number(self, stage: Stage) -> int:
         return [s.name for s in self.stages].index(stage.name) + 1
@@ -158,7 +176,9 @@ class _Runner:
             self.keys[stage.name] = dependencies.digest(
                 {
                     "cells": cells,
-                    "modules": dependencies.import_closure(cells, paths.ROOT),
+                    "modules": dependencies.import_closure(
+                        map(dependencies.plain_python, cells), paths.ROOT
+                    ),
                     "settings": config.subset(stage.name) if stage.name in STAGES else {},
                     "upstream": [self.key(by_name[n]) for n in stage.needs],
                     "lock": dependencies.file_hash(lock) if lock.is_file() else None,
@@ -186,7 +206,7 @@ class _Runner:
 
     def _execute(self, stage: Stage) -> None:
         self._stamp(stage).unlink(missing_ok=True)
-        began, key = time.time(), self.key(stage)
+        began, key, before = time.time(), self.key(stage), self._figure_times()
         copy = self.copies / f"{stage.name}.ipynb"
         copy.parent.mkdir(parents=True, exist_ok=True)
         config = self.config
@@ -198,9 +218,9 @@ class _Runner:
             self._papermill(stage, copy)
             status.succeeded = True
         figures = {
-            p.name: dependencies.file_hash(p)
-            for p in (sorted(config.figures_dir.glob("*")) if config.figures_dir.is_dir() else ())
-            if p.is_file() and p.stat().st_mtime >= began - 1 and p.name != "metrics.json"
+            name: dependencies.file_hash(config.figures_dir / name)
+            for name, changed in self._figure_times().items()
+            if changed != before.get(name)
         }
         stamp = self._stamp(stage)
         write_json(
@@ -215,6 +235,14 @@ class _Runner:
         )
         self.ran.append(stage.name)
 
+    def _figure_times(self) -> dict[str, int]:
+        """When each figure and table was written: what differs after a stage, the stage made."""
+        folder = self.config.figures_dir
+        files = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
+        return {
+            p.name: p.stat().st_mtime_ns for p in files if p.is_file() and p.name != "metrics.json"
+        }
+
     def _papermill(self, stage: Stage, copy: Path) -> None:
         """Execute in a process of its own, so that its memory is given back and can be measured."""
         config = self.config
@@ -228,9 +256,23 @@ class _Runner:
             *("-y", _yaml(config)),
             *(str(self.notebooks / f"{stage.name}.ipynb"), str(copy)),
         ]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise ReproduceError(_failure(stage.name, copy, done.stderr))
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self.processes.append(process)
+        stderr = process.communicate()[1]
+        self.processes.remove(process)
+        if process.returncode:
+            raise ReproduceError(_failure(stage.name, copy, stderr))
+
+    def stop(self) -> None:
+        """End the running notebooks with their kernels, which papermill starts apart from us."""
+        for process in list(self.processes):
+            with contextlib.suppress(psutil.Error):
+                tree = psutil.Process(process.pid)
+                for member in [tree, *tree.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        member.kill()
 
     def finish(self) -> None:
         """Merge the metrics of all stages into ``metrics.json`` and print the headline ones."""
@@ -248,9 +290,16 @@ class _Runner:
         if complete:  # the sum over stages, whichever call ran them
             merged["reproduce.minutes"] = provenance.metric(self.config, minutes)
             merged["reproduce.peak_memory_gb"] = provenance.metric(self.config, peak)
-        if merged and self.ran:
-            write_json(self.config.figures_dir / "metrics.json", merged)
+        file = self.config.figures_dir / "metrics.json"
+        if merged and (self.ran or _stale(file, merged)):
+            write_json(file, merged)
         _headline(merged)
+
+
+def _stale(file: Path, merged: dict[str, Any]) -> bool:
+    """Whether a file is not there or holds other numbers: a call was killed before writing it."""
+    old = read_json(file) if file.is_file() else {}
+    return {k: m["value"] for k, m in old.items()} != {k: m["value"] for k, m in merged.items()}
 
 
 def _yaml(config: Config) -> str:
@@ -268,10 +317,7 @@ def _outputs(folder: Path) -> dict[str, str]:
 def _failure(stage: str, copy: Path, stderr: str) -> str:
     """Which notebook and cell failed, with what, and where to look."""
     if copy.is_file():
-        cells = nbformat.read(copy, 4).cells
-        added = {"injected-parameters", "papermill-error-cell-tag"}  # by papermill, to its copy
-        own = [c for c in cells if not added & set(c.metadata.get("tags", ()))]
-        for number, cell in enumerate(own, start=1):
+        for number, cell in enumerate(own_cells(nbformat.read(copy, 4)), start=1):
             for output in cell.get("outputs", ()):
                 if output.output_type == "error":
                     first = next((x for x in cell.source.splitlines() if x.strip()), "")

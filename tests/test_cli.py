@@ -47,3 +47,15 @@ def test_presets_are_listed_and_shown():
     assert "ham10000" in CliRunner().invoke(app, ["presets"]).output
     shown = CliRunner().invoke(app, ["presets", "--show", "demo"], env={"COLUMNS": "160"}).output
     assert "ddpo.clip_range" in shown and "importance ratio" in shown
+
+
+def test_a_missing_result_is_a_message_not_a_traceback(monkeypatch):
+    import derm_rl.reproduce
+    from derm_rl.config import MissingArtifact
+
+    def run(*_, **__):
+        raise MissingArtifact("run notebook 03")
+
+    monkeypatch.setattr(derm_rl.reproduce, "run", run)
+    result = CliRunner().invoke(app, ["reproduce", "--preset", "smoke", "--only", "04"])
+    assert result.exit_code == 1 and "derm-rl: run notebook 03" in result.output

@@ -25,6 +25,12 @@ def test_every_preset_loads_and_describes_every_key():
         ("ddpo.epochs=2.5", ["ddpo.epochs", "2.5"]),
         ("ddpo.epochs", ["key=value"]),
         ("seed.x=1", ["seed is a value"]),
+        ("image_size.x.y=1", ["'x' is below a value"]),
+        ("data.artifacts=[hairs]", ["artifacts", "did you mean 'hair'"]),
+        ("data.artifacts=[hair, hair]", ["stands twice"]),
+        ("data.diagnoses=[MEL, XX]", ["diagnoses", "'XX'"]),
+        ("data.images=null", ["how many phantoms"]),
+        ("ddpo.rewards.sofd=1", ["rewards", "did you mean 'soft'"]),
         ("data.split.test=0.9", ["data.split", "sum to 1"]),
         ("ddpo.drop_last_steps=99", ["drop_last_steps must be smaller"]),
         ("ddpo.step_weighting=sigma", ["ddpo.step_weighting", "'none' or 'output'"]),
@@ -84,3 +90,9 @@ def test_real_presets_ask_for_their_images(tmp_path):
     with pytest.raises(config.ConfigError, match="no such folder"):
         config.check_data_root(config.load("ham10000", data_root=tmp_path / "nowhere"))
     config.check_data_root(config.load("ham10000", data_root=tmp_path))
+
+
+def test_the_names_of_rewards_are_those_there_are():
+    from derm_rl.rewards import REWARDS
+
+    assert set(config.REWARD_NAMES) == set(REWARDS)

@@ -1,8 +1,13 @@
 """The runner, on small notebooks: what reruns, what is skipped, and how a failure reads."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
+import psutil
 import pytest
 
 from derm_rl import config, dependencies, paths
@@ -123,3 +128,77 @@ def test_the_import_closure_follows_every_kind_of_import(tmp_path):
     (package / "d.py").write_text("x = 1")
     changed = dependencies.import_closure(["from p import a"], tmp_path, "p")
     assert {k for k in closure if closure[k] != changed[k]} == {"p.d"}
+
+
+def figure_of(stage, text):
+    return code_of(stage, "one") + (
+        "c.figures_dir.mkdir(parents=True, exist_ok=True)\n"
+        f"(c.figures_dir / '{stage}.csv').write_text({text!r})\n"
+    )
+
+
+def test_a_figure_belongs_to_the_stage_that_drew_it(project):
+    """Stage 03 starts within a second of the last figure of 02, which it does not read."""
+    stages = (*STAGES, Stage("03_finetune_stable_diffusion", ("01_data",)))
+    for stage in stages:
+        write_notebook(project, stage.name, figure_of(stage.name, "one"))
+    smoke = config.load("smoke")
+    assert len(run(smoke, stages=stages, notebooks=project)) == 3
+    write_notebook(project, STAGES[1].name, figure_of(STAGES[1].name, "two"))
+    assert run(smoke, stages=stages, notebooks=project) == [STAGES[1].name]
+
+
+def test_metrics_come_back_if_a_call_was_killed_before_writing_them(project):
+    go(project)
+    file = config.load("smoke").figures_dir / "metrics.json"
+    content = file.read_text()
+    file.unlink()
+    assert go(project) == []
+    assert file.read_text() == content
+    changed = file.stat().st_mtime_ns
+    go(project)
+    assert file.stat().st_mtime_ns == changed  # doing nothing writes nothing
+
+
+def test_magics_are_read_over_and_a_syntax_error_is_reported_by_its_cell(project):
+    magic = "%matplotlib inline\n!true\n" + code_of("01_data", "one")
+    write_notebook(project, "01_data", magic)
+    write_notebook(project, "02_reward_classifier", "x = (")
+    with pytest.raises(ReproduceError, match=r"(?s)02_reward_classifier.*cell 4 .*SyntaxError"):
+        go(project)
+    closure = dependencies.import_closure([dependencies.plain_python(magic)], paths.ROOT)
+    assert "derm_rl.config" in closure
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from derm_rl import config, paths
+from derm_rl.reproduce import Stage, run
+paths.RUNS = Path(sys.argv[1])
+run(config.load("smoke"), stages=(Stage("01_data"),), notebooks=Path(sys.argv[2]))
+"""
+
+
+def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path):
+    file = tmp_path / "kernel"
+    code = f"import os, time\nopen({str(file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
+    write_notebook(project, "01_data", code)
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "runs"), str(project)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        while process.poll() is None and not (file.is_file() and file.read_text()):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)  # to the runner alone; a terminal tells the group
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "KeyboardInterrupt" in stderr
+    kernel = int(file.read_text())
+    # Killed, whether or not whoever inherited it has collected it yet.
+    assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
+    assert not list((tmp_path / "runs").rglob("reproduced.json"))
