@@ -58,8 +58,11 @@ def test_finetuning_resumes_to_the_same_weights(method, tiny_pipeline_folder, ca
             callback=interrupt_at("step", 5),
         )  # fmt: skip
     assert (tmp_path / "b/checkpoint.pt").is_file()
-    resumed = pipeline.load(tiny_pipeline_folder)
-    again = finetune(resumed, cached, settings, tmp_path / "b", 0, progress=False)
+    resumed, seen = pipeline.load(tiny_pipeline_folder), []
+    again = finetune(
+        resumed, cached, settings, tmp_path / "b", 0, progress=False, callback=seen.append
+    )
+    assert [row["step"] for row in seen] == [4, 5, 6, 7, 8]  # from the checkpoint, not anew
     assert torch.equal(weights(straight), weights(resumed))
     assert log.equals(again)
     assert not torch.equal(weights(straight), weights(pipeline.load(tiny_pipeline_folder)))
@@ -131,8 +134,12 @@ def test_ddpo_resumes_to_the_same_weights_and_log(method, tiny_pipeline_folder, 
             broken, task_of(brightness), settings, tmp_path / "b", 0, progress=False,
             callback=interrupt_at("epoch", 2),
         )  # fmt: skip
-    resumed = pipeline.load(tiny_pipeline_folder)
-    again = trainer.train(resumed, task_of(brightness), settings, tmp_path / "b", 0, progress=False)
+    resumed, seen = pipeline.load(tiny_pipeline_folder), []
+    again = trainer.train(
+        resumed, task_of(brightness), settings, tmp_path / "b", 0, progress=False,
+        callback=seen.append,
+    )  # fmt: skip
+    assert [row["epoch"] for row in seen] == [2, 3]  # from the checkpoint, not anew
     assert torch.equal(weights(straight), weights(resumed))
     timing = ["seconds_sample", "seconds_update"]
     assert log.drop(columns=timing).equals(again.drop(columns=timing))

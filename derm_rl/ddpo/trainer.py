@@ -277,9 +277,9 @@ def update(
     logged = [[float(v) for v in row] for row in logged] or [[1.0, 0.0, 0.0, 0.0]]
     share, loss, clipped, kl = np.array(logged).T
     return {
-        "loss": np.average(loss, weights=share),
-        "clip_fraction": np.average(clipped, weights=share),
-        "approx_kl": np.average(kl, weights=share),
+        "loss": float(np.average(loss, weights=share)),
+        "clip_fraction": float(np.average(clipped, weights=share)),
+        "approx_kl": float(np.average(kl, weights=share)),
         "grad_norm": float(np.mean(norms)) if norms else 0.0,
         "on_policy_deviation": deviation or 0.0,
         "skipped_images": int((advantages == 0).sum()),
