@@ -28,12 +28,19 @@ DataRoot = Annotated[
 ]
 
 
-def _config(preset: str, overrides: list[str] | None, data_root: Path | None):
+def _config(
+    preset: str,
+    overrides: list[str] | None = None,
+    data_root: Path | None = None,
+    real_images: bool = True,
+):
+    """The checked preset, with its images if ``real_images``; or a message and exit status 2."""
     from derm_rl.config import ConfigError, check_data_root, load
 
     try:
         config = load(preset, tuple(overrides or ()), data_root)
-        check_data_root(config)
+        if real_images:
+            check_data_root(config)
     except ConfigError as error:
         typer.echo(f"derm-rl: {error}", err=True)
         raise typer.Exit(2) from None
@@ -100,19 +107,9 @@ def presets(
     else:
         for column in ("setting", "value", "meaning"):
             table.add_column(column)
-        for key, value, meaning in config.describe(_config_only(show)):
+        for key, value, meaning in config.describe(_config(show, real_images=False)):
             table.add_row(key, str(value), meaning)
     Console().print(table)
-
-
-def _config_only(preset: str):
-    from derm_rl.config import ConfigError, load
-
-    try:
-        return load(preset)
-    except ConfigError as error:
-        typer.echo(f"derm-rl: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @app.command()

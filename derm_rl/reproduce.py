@@ -122,7 +122,6 @@ class _Runner:
         self.ran: list[str] = []
         self.processes: list[subprocess.Popen[str]] = []
         self.board = Board(len(stages))
-        self.record = self.copies.parent / ("reproduce" + config.suffix("05_alignment") + ".json")
 
     def run(self, selected: Sequence[Stage], forced: set[str]) -> None:
         waiting, names = list(selected), {s.name for s in selected}
