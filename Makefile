@@ -47,7 +47,7 @@ lab: $(READY) ## open JupyterLab on the notebooks
 figures: $(READY) ## redraw the figures of a preset from its finished stages
 	@$(BIN)/python -m derm_rl figures --preset $(PRESET) $(ARGS)
 
-base: $(READY) ## train models/phantom-sd from nothing (about 75 minutes on one core)
+base: $(READY) ## train models/ from nothing (about an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m derm_rl.base
 
 bench: $(READY) ## the demo's alignment gain for three seeds (about an hour)

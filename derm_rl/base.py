@@ -1,9 +1,12 @@
-"""``make base``: train the small base pipeline ``models/phantom-sd`` from nothing.
+"""``make base``: train the small base models that the CPU presets start from, from nothing.
 
-It plays the part that Stable Diffusion 1.5 plays in the paper: a general model, here of phantom
-dermoscopy with every combination of findings equally likely, from which stage 1 starts. Takes
-about 75 minutes on one core, and continues where it was interrupted. ``accelerate launch
---num_processes 2 -m derm_rl.base`` shares the work between two processes.
+``models/phantom-sd`` plays the part that Stable Diffusion 1.5 plays in the paper: a general model,
+here of phantom dermoscopy, from which stage 1 starts. It has seen every artifact alone and, only at
+the end of its training and in few images, two or more together. ``models/phantom-classifiers``
+plays the part of ImageNet's weights: where reward classifier and judge start from, each with what
+it learned on lesions of its own.
+
+Takes about an hour on one core, and continues where it was interrupted.
 """
 
 from __future__ import annotations
@@ -13,36 +16,63 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from accelerate import PartialState
+from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
+from tqdm import tqdm
 
-from derm_rl import pipeline, prompts
-from derm_rl.config import FinetuneConfig
-from derm_rl.data import phantom
+from derm_rl import classifier, pipeline, prompts
+from derm_rl.data import phantom, splits
 from derm_rl.finetune import examples, train
-from derm_rl.io import write_csv
+from derm_rl.io import read_json, write_csv, write_json
 from derm_rl.paths import MODELS, RUNS
+from derm_rl.settings import ClassifierConfig, FinetuneConfig
+from derm_rl.training import identity
 
 FOLDER = MODELS / "phantom-sd"
+CLASSIFIERS = MODELS / "phantom-classifiers"
+DIAGNOSES = ("MEL", "NV")
 ARTIFACTS = ("hair", "gel_bubble", "ruler", "ink")
 
 
-def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, list[str]]:
-    """Phantom images (N, S, S, 3) uint8 and their captions; drawn once, then from ``cache``."""
-    n, seed, size = recipe["images"], recipe["seed"], recipe["image_size"]
-    findings = [phantom.draw_findings(seed, i, phantom.BALANCED_PREVALENCE) for i in range(n)]
-    captions = [
-        prompts.render(prompts.Finding(diagnosis, tuple(a for a in ARTIFACTS if a in artifacts)))
-        for diagnosis, artifacts in findings
-    ]
-    file = cache / f"images_{seed}_{n}_{size}.npy"
+def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """Phantom images (N, S, S, 3) uint8, drawn once, then from ``cache``; and their table.
+
+    ``together`` is the share of the images that show two or more artifacts; null leaves it to the
+    prevalences, by which each artifact comes independently.
+    """
+    n, seed, size, together = (recipe[k] for k in ("images", "seed", "image_size", "together"))
+    frame = phantom.table(2 * n, seed, recipe["prevalence"])
+    if together is not None:
+        several = frame[list(ARTIFACTS)].sum(axis=1) > 1
+        want = {True: round(together * n), False: n - round(together * n)}
+        if short := [k for k, count in want.items() if count > (several == k).sum()]:
+            raise ValueError(
+                f"together: {together} needs {want[short[0]]} images with "
+                f"{'several artifacts' if short[0] else 'at most one artifact'}, the prevalences "
+                f"give {(several == short[0]).sum()} in {2 * n}"
+            )
+        rows = [frame[several == k].head(count) for k, count in want.items()]
+        frame = pd.concat(rows).sort_index()
+    frame = frame.head(n).reset_index(drop=True)
+    facts = {"seed": seed, "images": n, "size": size, "prevalence": recipe["prevalence"]}
+    file = cache / f"images_{identity(**facts, together=together)[:16]}.npy"
     if not file.is_file():
-        paths = [phantom.path_of(seed, i, *f) for i, f in enumerate(findings)]
-        images, _ = phantom.render_paths(paths, size, progress=True)
+        images, _ = phantom.render_paths(frame["path"].tolist(), size, progress=True)
         np.save(file, images)
-    return np.load(file, mmap_mode="r"), captions
+    return np.load(file, mmap_mode="r"), frame
+
+
+def findings(frame: pd.DataFrame) -> list[prompts.Finding]:
+    """What the caption of each image says; dark corners go unnamed."""
+    present = frame[list(ARTIFACTS)].to_numpy(bool)
+    return [
+        prompts.Finding(d, tuple(a for a, p in zip(ARTIFACTS, row, strict=True) if p))
+        for d, row in zip(frame["diagnosis"], present, strict=True)
+    ]
 
 
 def vocabulary_texts() -> list[str]:
@@ -80,28 +110,33 @@ def sample_sheet(folder: Path, file: Path, seed: int = 0, scale: int = 3) -> Non
     sheet.save(file)
 
 
-def main() -> None:
-    recipe = yaml.safe_load((FOLDER / "recipe.yaml").read_text())
-    work = RUNS / "base"
-    work.mkdir(parents=True, exist_ok=True)
-    state = PartialState()
-    with state.main_process_first():
-        images, captions = training_images(recipe, work)
-    pipe = pipeline.build(
-        np.array(images[:3000]),
-        vocabulary_texts(),
-        **recipe["autoencoder"],
-        unet=recipe["unet"],
-        text_width=recipe["text_width"],
-        text_layers=recipe["text_layers"],
-        prediction_type=recipe["prediction_type"],
-        beta_schedule=recipe["beta_schedule"],
-        seed=recipe["seed"],
-    )
-    settings = FinetuneConfig.model_validate(recipe["training"])
-    cached = examples(pipe, images, captions, views=8)
-    log = train(pipe, cached, settings, work, recipe["seed"], train_text_encoder=True)
-    if not state.is_main_process:
+def train_pipeline(recipe: dict, work: Path) -> None:
+    """Train and save ``models/phantom-sd``, phase after phase, its log and its sample sheet."""
+    pipe, logs = None, []
+    for name, phase in recipe["phases"].items():
+        part = recipe | phase
+        with PartialState().main_process_first():
+            images, frame = training_images(part, work)
+        pipe = pipe or pipeline.build(
+            np.array(images[:3000]),
+            vocabulary_texts(),
+            **recipe["autoencoder"],
+            unet=recipe["unet"],
+            text_width=recipe["text_width"],
+            text_layers=recipe["text_layers"],
+            prediction_type=recipe["prediction_type"],
+            beta_schedule=recipe["beta_schedule"],
+            seed=recipe["seed"],
+        )
+        settings = FinetuneConfig.model_validate(recipe["training"] | phase["training"])
+        captions = [prompts.render(finding) for finding in findings(frame)]
+        cached = examples(pipe, images, captions, views=8)
+        folder = work / name
+        folder.mkdir(exist_ok=True)
+        log = train(pipe, cached, settings, folder, part["seed"], train_text_encoder=True)
+        every = log.groupby(log["step"].sub(1) // 50).mean(numeric_only=True).round(5)
+        logs.append(every.assign(phase=name, step=every["step"].round()))
+    if not PartialState().is_main_process:
         return
     pipeline.save(pipe.to(dtype=torch.float16), work / "pipeline")  # half the size in git
     for part in (work / "pipeline").iterdir():
@@ -110,10 +145,78 @@ def main() -> None:
             shutil.copytree(part, target, dirs_exist_ok=True)
         else:
             shutil.copy2(part, target)
-    every = log.groupby(log["step"].sub(1) // 50).mean(numeric_only=True).round(5)
-    write_csv(FOLDER / "training_log.csv", every.assign(step=every["step"].round()))
+    write_csv(FOLDER / "training_log.csv", pd.concat(logs))
     sample_sheet(FOLDER, FOLDER / "samples.png")
-    print(f"saved {FOLDER} (torch {torch.__version__}, {platform.processor() or 'cpu'})")
+
+
+def redrawn(recipe: dict, images: np.ndarray, texts: list[str], cache: Path) -> np.ndarray:
+    """Copy of ``images`` in which a share is noised and denoised again by ``models/phantom-sd``.
+
+    What an image shows and where stays (SDEdit, arXiv 2108.01073), but drawn by the model's hand.
+    A classifier that knows phantoms alone takes the rough rim of a generated bubble for hairs.
+    """
+    settings = recipe["redrawn"]
+    file = cache / f"redrawn_{identity(**recipe)[:16]}.npy"
+    if file.is_file():
+        return np.load(file, mmap_mode="r")
+    whole = pipeline.load(FOLDER)
+    pipe = StableDiffusionImg2ImgPipeline(**whole.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    out, random = np.array(images), torch.Generator().manual_seed(recipe["seed"])
+    share = round(settings["share"] * len(images))
+    rows = torch.randperm(len(images), generator=random)[:share].sort().values
+    for batch in tqdm(rows.split(settings["batch_size"]), desc="redrawn", mininterval=1):
+        x = torch.from_numpy(out[batch]).permute(0, 3, 1, 2).float() / 255
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = pipe(
+                [texts[i] for i in batch],
+                image=x,
+                strength=settings["strength"],
+                num_inference_steps=settings["inference_steps"],
+                guidance_scale=settings["guidance_scale"],
+                eta=1.0,
+                generator=random,
+                output_type="pt",
+            ).images
+        out[batch] = pipeline.as_uint8(drawn.float())
+    np.save(file, out)
+    return out
+
+
+def train_classifiers(recipe: dict, work: Path) -> None:
+    """Train ``models/phantom-classifiers/<architecture>``, each on lesions of its own."""
+    with PartialState().main_process_first():
+        images, frame = training_images(recipe, work)
+    images = redrawn(recipe, images, [prompts.render(f) for f in findings(frame)], work)
+    settings = ClassifierConfig.model_validate(recipe["training"])
+    backbones = {b.architecture: b for b in (settings.reward, settings.judge)}
+    names = prompts.label_names(DIAGNOSES, ARTIFACTS)
+    labels = np.array([prompts.labels(f, names) for f in findings(frame)], np.float32)
+    strata, seed = ("diagnosis", *ARTIFACTS), recipe["seed"]
+    owner = splits.assign(frame, dict.fromkeys(backbones, 0.5), seed, strata)
+    shares = {"train": 1 - recipe["validation"], "validation": recipe["validation"]}
+    for name, backbone in backbones.items():
+        rows = np.flatnonzero(owner == name)
+        mine = frame.iloc[rows].reset_index(drop=True)
+        validation = (splits.assign(mine, shares, seed, strata) == "validation").to_numpy(bool)
+        lesions = splits.groups(mine).tolist()
+        classifier.train(
+            images[rows], labels[rows], lesions, names, validation,
+            backbone, settings, seed, work / name, progress=True,
+        )  # fmt: skip
+        shutil.copytree(work / name, CLASSIFIERS / name, dirs_exist_ok=True)
+        card = read_json(CLASSIFIERS / name / "card.json")
+        # Not 9,000 names: no lesion of this seed is shown anywhere but to the base models.
+        card["training_lesions"] = f"{len(set(lesions))} lesions of phantom seed {seed}"
+        write_json(CLASSIFIERS / name / "card.json", card)
+
+
+def main() -> None:
+    work = RUNS / "base"
+    work.mkdir(parents=True, exist_ok=True)
+    for folder, fit in ((FOLDER, train_pipeline), (CLASSIFIERS, train_classifiers)):
+        fit(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), work)
+    print(f"saved in {MODELS} (torch {torch.__version__}, {platform.processor() or 'cpu'})")
 
 
 if __name__ == "__main__":

@@ -13,18 +13,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
 from tqdm import tqdm
 
 from derm_rl import data, prompts
-from derm_rl.config import Config, FinetuneConfig
+from derm_rl.config import Config
 from derm_rl.io import write_csv
-from derm_rl.pipeline import encode_images, image_size, load, save
+from derm_rl.pipeline import encode_images, load, save, set_image_size
+from derm_rl.settings import FinetuneConfig
 from derm_rl.training import (
     Callback,
+    accelerator_of,
     cosine_learning_rate,
     generator,
     identity,
@@ -104,7 +105,7 @@ def train(
     An interrupted run with the same settings, seed and data continues from its checkpoint in
     ``folder``; the result is the same, bit for bit, as without the interruption.
     """
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = accelerator_of(settings.mixed_precision)
     device, rank = accelerator.device, accelerator.process_index
     pipe.vae.requires_grad_(False).to(device)
     pipe.text_encoder.requires_grad_(train_text_encoder).to(device)
@@ -216,7 +217,8 @@ def run(config: Config, progress: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     training = data.load(config, "diffusion")
     pipe = load(config.pipeline.base)
-    views = 8 if image_size(pipe) < 256 else 2  # every view is cached: large images are many
+    set_image_size(pipe, config.image_size)
+    views = 8 if config.image_size < 256 else 2  # every view is cached: large images are many
     captions = [prompts.render(finding) for finding in training.findings]
     cached = examples(pipe, training.images, captions, views)
     log = train(pipe, cached, config.finetune, folder, config.seed, progress=progress)

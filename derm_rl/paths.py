@@ -17,3 +17,8 @@ NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 MODELS = ROOT / "models"
 RUNS = Path(os.environ.get("DERM_RL_RUNS", ROOT / "runs")).resolve()
+
+
+def model_folder(name: str | Path) -> Path | None:
+    """Folder of a model, absolute or relative to the repository; None if it must be a hub id."""
+    return next((f for f in (Path(name), ROOT / name) if f.is_dir()), None)

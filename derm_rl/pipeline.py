@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from derm_rl.paths import ROOT
+from derm_rl.paths import model_folder
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
@@ -213,7 +213,7 @@ def load(base: str | Path, dtype: torch.dtype = torch.float32) -> StableDiffusio
     DDPO needs DDIM's Gaussian steps (arXiv 2305.13301, section 4). The safety checker is left
     out: it was trained on photographs of people and blanks dermoscopic images at random.
     """
-    folder = next((f for f in (Path(base), ROOT / base) if f.is_dir()), None)
+    folder = model_folder(base)
     if folder is None and (str(base).startswith((".", "/")) or str(base).count("/") != 1):
         raise FileNotFoundError(
             f"pipeline {base!s}: no such folder, and it is no hub id of the form owner/name"
@@ -247,6 +247,19 @@ def image_size(pipe: StableDiffusionPipeline) -> int:
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
+def set_image_size(pipe: StableDiffusionPipeline, size: int) -> None:
+    """Make ``size`` pixels the side of the images from now on; saved with the pipeline.
+
+    UNet and autoencoder are convolutional, so only the default changes. Raises ValueError if the
+    UNet cannot halve the latents of this size as often as it must.
+    """
+    unit = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if size % unit:
+        raise ValueError(f"image_size {size}: this pipeline needs a multiple of {unit} pixels")
+    pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
+    pipe.vae.register_to_config(sample_size=size)
+
+
 @torch.no_grad()
 def encode_prompts(pipe: StableDiffusionPipeline, texts: Sequence[str]) -> Tensor:
     """Prompt embeddings (len(texts), tokens, width), as the pipeline itself computes them."""
@@ -278,5 +291,10 @@ def reconstruct(pipe: StableDiffusionPipeline, images: np.ndarray) -> np.ndarray
     for i in range(0, len(images), 64):
         with torch.no_grad():
             x = decode_latents(pipe, encode_images(pipe, images[i : i + 64]))
-        out[i : i + 64] = (x * 255).round().permute(0, 2, 3, 1).byte().cpu().numpy()
+        out[i : i + 64] = as_uint8(x)
     return out
+
+
+def as_uint8(images: Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) in [0, 1] as (B, H, W, 3) uint8."""
+    return (images * 255).round().permute(0, 2, 3, 1).byte().cpu().numpy()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -14,20 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from derm_rl import dependencies, paths, provenance
 from derm_rl.config import STAGES, Config
+from derm_rl.execute import PARAMETERS, Papermill, ReproduceError, check_parameters
 from derm_rl.io import read_json, write_json
-from derm_rl.progress import Board, PeakMemory, own_cells
-
-PARAMETERS = ("preset", "overrides", "data_root")
-
-
-class ReproduceError(RuntimeError):
-    """A run that cannot start or has failed; the message says what to do."""
+from derm_rl.progress import Board, PeakMemory
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ def run(
     forced = _forced(stages, only, start)
     selected = [s for s in stages if only is None or s.name in forced]
     for stage in selected:
-        _check_parameters(notebooks / f"{stage.name}.ipynb")
+        check_parameters(notebooks / f"{stage.name}.ipynb")
     if only:
         for upstream in selected[0].needs:
             config.require(upstream)
@@ -98,20 +88,6 @@ def _named(text: str, names: Sequence[str]) -> str:
     raise ReproduceError(f"unknown stage {text!r}; stages are {', '.join(names)}")
 
 
-def _check_parameters(notebook: Path) -> None:
-    """Papermill only warns of an unknown parameter, and then runs with the defaults."""
-    import papermill
-
-    if not notebook.is_file():
-        raise ReproduceError(f"notebook {notebook} is missing")
-    found = set(papermill.inspect_notebook(str(notebook)))
-    if found != set(PARAMETERS):
-        raise ReproduceError(
-            f"{notebook.name}: its cell tagged 'parameters' must define exactly "
-            f"{', '.join(PARAMETERS)}; it defines {', '.join(sorted(found)) or 'nothing'}"
-        )
-
-
 class _Runner:
     """State of one call of :func:`run`."""
 
@@ -120,7 +96,7 @@ class _Runner:
         self.copies = paths.RUNS / config.name / ("notebooks" + config.suffix("05_alignment"))
         self.keys: dict[str, str] = {}
         self.ran: list[str] = []
-        self.processes: list[subprocess.Popen[str]] = []
+        self.papermill = Papermill(jobs)
         self.board = Board(len(stages))
 
     def run(self, selected: Sequence[Stage], forced: set[str]) -> None:
@@ -137,7 +113,7 @@ class _Runner:
                             done.add(running.pop(future).name)
                             future.result()
             except KeyboardInterrupt:  # leaving the pool would wait for the running notebooks
-                self.stop()
+                self.papermill.stop()
                 raise
 
     def _start_ready(
@@ -168,8 +144,12 @@ class _Runner:
             notebook = nbformat.read(self.notebooks / f"{stage.name}.ipynb", 4)
             cells = [c.source for c in notebook.cells if c.cell_type == "code"]
             config, by_name = self.config, {s.name: s for s in self.stages}
-            base = paths.ROOT / config.pipeline.base
-            reads_base = "pipeline" in STAGES.get(stage.name, ()) and base.is_dir()
+            reads = STAGES.get(stage.name, ())
+            models = [config.pipeline.base] if "pipeline" in reads else []
+            if "classifier" in reads:
+                backbones = (config.classifier.reward, config.classifier.judge)
+                models += [b.pretrained for b in backbones if b.pretrained]
+            folders = {name: paths.model_folder(name) for name in models}
             reads_data = config.data_root is not None and not stage.needs
             lock = paths.ROOT / "requirements.lock"
             self.keys[stage.name] = dependencies.digest(
@@ -182,7 +162,7 @@ class _Runner:
                     "upstream": [self.key(by_name[n]) for n in stage.needs],
                     "lock": dependencies.file_hash(lock) if lock.is_file() else None,
                     "data": dependencies.fingerprint(config.data_root) if reads_data else None,
-                    "base": dependencies.files_under(base) if reads_base else None,
+                    "models": {n: dependencies.files_under(f) for n, f in folders.items() if f},
                 }
             )
         return self.keys[stage.name]
@@ -214,7 +194,9 @@ class _Runner:
             PeakMemory() as memory,
             self.board.stage(self._number(stage), stage.name, copy, source) as status,
         ):
-            self._papermill(stage, copy)
+            self.papermill.execute(
+                self.notebooks / f"{stage.name}.ipynb", copy, _parameters(config)
+            )
             status.succeeded = True
         figures = {
             name: dependencies.file_hash(config.figures_dir / name)
@@ -241,37 +223,6 @@ class _Runner:
         return {
             p.name: p.stat().st_mtime_ns for p in files if p.is_file() and p.name != "metrics.json"
         }
-
-    def _papermill(self, stage: Stage, copy: Path) -> None:
-        """Execute in a process of its own, so that its memory is given back and can be measured."""
-        config = self.config
-        environment = os.environ | {"DERM_RL_RUNS": str(paths.RUNS), "PYTHONWARNINGS": "ignore"}
-        if self.jobs > 1:
-            threads = max(1, (os.cpu_count() or 1) // self.jobs)
-            environment |= {"OMP_NUM_THREADS": str(threads)}
-        command = [
-            *(sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"),
-            *("--cwd", str(self.notebooks), "--log-level", "ERROR"),
-            *("-y", _yaml(config)),
-            *(str(self.notebooks / f"{stage.name}.ipynb"), str(copy)),
-        ]
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        self.processes.append(process)
-        stderr = process.communicate()[1]
-        self.processes.remove(process)
-        if process.returncode:
-            raise ReproduceError(_failure(stage.name, copy, stderr))
-
-    def stop(self) -> None:
-        """End the running notebooks with their kernels, which papermill starts apart from us."""
-        for process in list(self.processes):
-            with contextlib.suppress(psutil.Error):
-                tree = psutil.Process(process.pid)
-                for member in [tree, *tree.children(recursive=True)]:
-                    with contextlib.suppress(psutil.Error):
-                        member.kill()
 
     def finish(self) -> None:
         """Merge the metrics of all stages into ``metrics.json`` and print the headline ones."""
@@ -301,30 +252,13 @@ def _stale(file: Path, merged: dict[str, Any]) -> bool:
     return {k: m["value"] for k, m in old.items()} != {k: m["value"] for k, m in merged.items()}
 
 
-def _yaml(config: Config) -> str:
-    import json
-
+def _parameters(config: Config) -> dict[str, Any]:
     root = str(config.data_root) if config.data_root else ""
-    values = (config.name, list(config.overrides), root)
-    return json.dumps(dict(zip(PARAMETERS, values, strict=True)))  # JSON is YAML
+    return dict(zip(PARAMETERS, (config.name, list(config.overrides), root), strict=True))
 
 
 def _outputs(folder: Path) -> dict[str, str]:
     return dependencies.files_under(folder, exclude=("reproduced.json",))
-
-
-def _failure(stage: str, copy: Path, stderr: str) -> str:
-    """Which notebook and cell failed, with what, and where to look."""
-    if copy.is_file():
-        for number, cell in enumerate(own_cells(nbformat.read(copy, 4)), start=1):
-            for output in cell.get("outputs", ()):
-                if output.output_type == "error":
-                    first = next((x for x in cell.source.splitlines() if x.strip()), "")
-                    return (
-                        f"{stage}.ipynb failed in cell {number} ({first.strip()}):\n"
-                        f"  {output.ename}: {output.evalue}\n  executed copy: {copy}"
-                    )
-    return f"{stage}.ipynb could not be executed: {stderr.strip()[-1500:]}\n  copy: {copy}"
 
 
 def _headline(metrics: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from derm_rl.classifier.model import LabelClassifier, as_tensor
 Reward = Callable[[Tensor, Tensor], Tensor]
 
 FLOOR = 1e-3  # least likelihood of one label that the soft reward still tells apart
+TEMPERATURE = 4.0  # of the tempered reward: calibrated logits of our classifiers reach ± 10
 
 
 def hard(classifier: LabelClassifier) -> Reward:
@@ -87,6 +88,30 @@ def soft(
     return reward
 
 
+def tempered(classifier: LabelClassifier, temperature: float = TEMPERATURE) -> Reward:
+    """Mean likelihood of the wanted labels at a raised temperature; in [0, 1].
+
+        r = 1/L · Σ_l sigmoid(± z_l / T),    z_l the calibrated logit, + if y_l = 1 else -
+
+    Between the hard and the soft reward, to which it owes its shape. The hard one (T → 0) says
+    nothing of a label until it flips. The soft one pays most of its range for turning a certain
+    error into a doubt, before anything has flipped. This one is steepest where a label flips, and
+    still tells an error of which the classifier is certain (z = -10) from a worse one.
+
+    Args:
+        temperature: T > 0; 1 gives the mean calibrated probability.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature of the tempered reward must be positive, got {temperature}")
+
+    @torch.no_grad()
+    def reward(images: Tensor, wanted: Tensor) -> Tensor:
+        logits, wanted = _judge(classifier, images, wanted)
+        return torch.sigmoid(logits * (2 * wanted - 1) / temperature).mean(1)
+
+    return reward
+
+
 def diagnosis(classifier: LabelClassifier, floor: float = FLOOR) -> Reward:
     """The soft reward of the diagnosis alone, of the labels that are no artifacts; in [0, 1]."""
     columns = [i for i, name in enumerate(classifier.label_names) if name not in prompts.ARTIFACTS]
@@ -101,6 +126,7 @@ def diagnosis(classifier: LabelClassifier, floor: float = FLOOR) -> Reward:
 REWARDS: dict[str, Callable[[LabelClassifier], Reward]] = {
     "hard": hard,
     "soft": soft,
+    "tempered": tempered,
     "diagnosis": diagnosis,
     "exact": exact,
 }

@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the attention projections, as in the paper
+
+
+def accelerator_of(mixed_precision: str) -> Accelerator:
+    """An accelerator of this precision, also where one of another precision came before.
+
+    Accelerate keeps its settings for the life of the process, which in a notebook is long.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision=mixed_precision)
 
 
 def prepare_unet(

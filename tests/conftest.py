@@ -43,9 +43,11 @@ TINY_UNET = {
 @pytest.fixture(scope="session")
 def tiny_images() -> np.ndarray:
     """32 phantom images (32, 16, 16, 3) uint8."""
-    from derm_rl.data import phantom
+    from derm_rl.data import phantom, phantom_scene
 
-    addresses = phantom.table(32, 5, phantom.BALANCED_PREVALENCE)["path"].tolist()
+    addresses = phantom.table(32, 5, dict.fromkeys(phantom_scene.PAPER_PREVALENCE, 0.5))[
+        "path"
+    ].tolist()
     return np.stack([phantom.render_path(a, 16) for a in addresses])
 
 

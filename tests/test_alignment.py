@@ -244,8 +244,10 @@ def stage(pipe, tmp_path, monkeypatch):
     recorded = {}
     vocabulary = SimpleNamespace(diagnoses=["MEL", "NV"], artifacts=["hair", "ink"])
     vocabulary.label_names = NAMES
+    vocabulary.images = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
+    vocabulary.findings = [FINDINGS[0]] * 4 + [FINDINGS[1]]  # "real" test images
     monkeypatch.setattr(alignment_stage.classifier, "load", lambda folder, device: Judge())
-    monkeypatch.setattr(alignment_stage.data, "load", lambda config: vocabulary, raising=False)
+    monkeypatch.setattr(alignment_stage.data, "load", lambda config, split=None: vocabulary)
     provenance = alignment_stage.provenance
     monkeypatch.setattr(provenance, "record_metrics", lambda c, s, m: recorded.update(m))
     monkeypatch.setattr(
@@ -259,6 +261,7 @@ def stage(pipe, tmp_path, monkeypatch):
     config = SimpleNamespace(
         seed=0,
         image_size=16,
+        data=SimpleNamespace(source="phantom", phantom_seed=0),
         require=lambda name: tmp_path / name,
         stage_dir=lambda name: tmp_path / name,
         alignment=SimpleNamespace(
@@ -271,13 +274,13 @@ def stage(pipe, tmp_path, monkeypatch):
 
 def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, capsys):
     config, recorded = stage
-    folder = alignment.run(config, progress=False)
+    folder = alignment_stage.run(config, progress=False)
     assert sorted(p.name for p in folder.glob("*.npy")) == ["images_rl.npy", "images_stage1.npy"]
     stage1, rl = (np.load(folder / f"images_{model}.npy") for model in ("stage1", "rl"))
     assert stage1.shape == rl.shape == (16, 16, 16, 3)
     samples = pd.read_csv(folder / "samples.csv")
-    assert samples["model"].tolist() == ["stage1"] * 16 + ["rl"] * 16
-    for _, part in samples.groupby("prompt", sort=False):
+    assert samples["model"].tolist() == ["stage1"] * 16 + ["rl"] * 16 + ["truth"] * 16
+    for _, part in samples[samples["model"] != "truth"].groupby("prompt", sort=False):
         assert part["index"].tolist() == [0, 1, 0, 1] and part["image_seed"].nunique() == 2
     assert np.array_equal(stage1, rl)  # the same pipeline and noise twice
     assert recorded["alignment.apr.gain"]["value"] == 0
@@ -297,12 +300,22 @@ def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, cap
     assert recorded["alignment.reward_judge_gap.rl"]["value"] == 0
     guidance = pd.read_csv(folder / "guidance.csv")
     assert guidance.groupby("model")["chosen"].sum().tolist() == [1, 1]
-    assert len(pd.read_csv(folder / "per_prompt.csv")) == 16
+    assert len(pd.read_csv(folder / "per_prompt.csv")) == 24
     assert "apr" in capsys.readouterr().out
+
+
+def test_the_truth_of_real_data_is_its_test_images(stage):
+    config, recorded = stage
+    config.data.source = "ham10000"
+    samples = pd.read_csv(alignment_stage.run(config, progress=False) / "samples.csv")
+    truth = samples[samples["model"] == "truth"]
+    first, second = (prompts.render(f) for f in FINDINGS[:2])
+    assert truth["prompt"].tolist() == [first, first, second]  # at most two of each, as generated
+    assert recorded["alignment.apr.truth"]["n"] == 3
 
 
 def test_classifiers_of_another_vocabulary_are_refused(stage, monkeypatch):
     other = SimpleNamespace(label_names=["hair", "MEL"])
     monkeypatch.setattr(alignment_stage.classifier, "load", lambda folder, device: other)
     with pytest.raises(ValueError, match="the judge of stage 02 knows the labels hair, MEL"):
-        alignment.run(stage[0], progress=False)
+        alignment_stage.run(stage[0], progress=False)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from derm_rl import config, paths
+from derm_rl import config, paths, settings
 
 
 def test_every_preset_loads_and_describes_every_key():
@@ -95,4 +95,4 @@ def test_real_presets_ask_for_their_images(tmp_path):
 def test_the_names_of_rewards_are_those_there_are():
     from derm_rl.rewards import REWARDS
 
-    assert set(config.REWARD_NAMES) == set(REWARDS)
+    assert set(settings.REWARD_NAMES) == set(REWARDS)

@@ -144,6 +144,16 @@ def test_real_files_and_what_is_left_out_is_said(files, capsys):
     assert np.array_equal(found.images[7], expected)
 
 
+@pytest.mark.parametrize("crop, kept", [("null", None), ("center", "center")])
+def test_the_preset_says_whether_images_are_cut_square(files, crop, kept):
+    settings = ham_config(files, f"data.crop={crop}")
+    data.prepare(settings, progress=False)
+    whole = data.load(settings)
+    for row in (0, len(whole) - 1):
+        expected = table.load_image(whole.frame["path"][row], 16, crop=kept)
+        assert np.array_equal(whole.images[row], expected)
+
+
 def test_summary_counts_by_split_and_in_all(files):
     settings = ham_config(files)
     data.prepare(settings, progress=False)

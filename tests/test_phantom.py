@@ -5,13 +5,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from derm_rl.data import phantom, phantom_render, table
+from derm_rl.data import phantom, phantom_render, phantom_scene, table
+
+CROWDED = dict.fromkeys(phantom_scene.PAPER_PREVALENCE, 0.5)
 
 
 def measured_colours(image, mask, skin_mean):
     """Colours of the dermoscopic six that cover at least 3 % of the lesion, by nearest colour."""
-    names = list(phantom.COLOURS)
-    tints = np.array([phantom_render._tint(phantom.COLOURS[n], skin_mean) for n in names])
+    names = list(phantom_scene.COLOURS)
+    tints = np.array([phantom_render._tint(phantom_scene.COLOURS[n], skin_mean) for n in names])
     pixels = image[mask] / 255
     nearest = np.linalg.norm(pixels[:, None] - tints, axis=-1).argmin(1)
     return {n for i, n in enumerate(names) if (nearest == i).mean() > 0.03}
@@ -41,7 +43,7 @@ def test_addresses_hold_everything_and_bad_ones_are_explained():
 def test_the_table_fits_every_data_set_and_the_prevalences_are_the_papers():
     frame = phantom.table(3000, 0)
     table.validate(frame, "phantom")
-    for name, share in phantom.PAPER_PREVALENCE.items():
+    for name, share in phantom_scene.PAPER_PREVALENCE.items():
         found = (frame["diagnosis"] == "MEL") if name == "MEL" else frame[name]
         # A lesion's diagnosis counts twice where it has two images, so the test is on images of
         # different lesions.
@@ -105,7 +107,7 @@ def test_the_colours_drawn_can_be_counted():
 
 
 def test_one_scene_is_one_picture_at_every_size():
-    for path in phantom.table(8, 1, phantom.BALANCED_PREVALENCE)["path"]:
+    for path in phantom.table(8, 1, CROWDED)["path"]:
         small = phantom.render_path(path, 64).astype(float)
         large = phantom.render_path(path, 256).astype(float)
         shrunk = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
@@ -113,7 +115,7 @@ def test_one_scene_is_one_picture_at_every_size():
 
 
 def test_the_truth_lists_what_was_drawn():
-    paths = phantom.table(6, 0, phantom.BALANCED_PREVALENCE)["path"].tolist()
+    paths = phantom.table(6, 0, CROWDED)["path"].tolist()
     truth = phantom.truth(paths)
     assert isinstance(truth, pd.DataFrame) and len(truth) == 6
     assert (truth["n_colours"] == truth["colours"].map(len)).all()

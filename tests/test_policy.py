@@ -108,6 +108,13 @@ def test_advantages_are_per_prompt_once_a_prompt_is_known():
     np.testing.assert_array_equal(other.advantages(*rewards), tracker.advantages(*rewards))
 
 
+def test_small_differences_between_good_images_stay_small():
+    rewards = [0.99, 0.98, 0.5, 1.0]
+    tracker = PromptStatistics(buffer_size=4, min_count=2, min_std=0.1)
+    found = tracker.advantages([0, 0, 1, 1], rewards, clip=5)
+    np.testing.assert_allclose(found, [0.05, -0.05, -1.0, 1.0], atol=1e-9)
+
+
 def test_advantages_are_clipped_and_zero_without_spread():
     tracker = PromptStatistics(32, 2)
     assert tracker.advantages([0] * 4, [0.5] * 4, clip=5).tolist() == [0.0] * 4

@@ -171,16 +171,19 @@ def test_magics_are_read_over_and_a_syntax_error_is_reported_by_its_cell(project
 
 
 INTERRUPTED = """
-import sys
+import functools, sys
 from pathlib import Path
-from derm_rl import config, paths
-from derm_rl.reproduce import Stage, run
-paths.RUNS = Path(sys.argv[1])
-run(config.load("smoke"), stages=(Stage("01_data"),), notebooks=Path(sys.argv[2]))
+from derm_rl import __main__, paths, reproduce
+paths.RUNS, notebooks = Path(sys.argv[1]), Path(sys.argv[2])
+stages = (reproduce.Stage("01_data"),)
+reproduce.run = functools.partial(reproduce.run, stages=stages, notebooks=notebooks)
+sys.argv = ["derm-rl", "reproduce", "--preset", "smoke"]
+__main__.main()
 """
 
 
-def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path, sent):
     file = tmp_path / "kernel"
     code = f"import os, time\nopen({str(file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
     write_notebook(project, "01_data", code)
@@ -193,11 +196,11 @@ def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path
     try:
         while process.poll() is None and not (file.is_file() and file.read_text()):
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)  # to the runner alone; a terminal tells the group
+        process.send_signal(sent)  # to the runner alone; a terminal tells the group
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert "KeyboardInterrupt" in stderr
+    assert "interrupted; the same command continues" in stderr
     kernel = int(file.read_text())
     # Killed, whether or not whoever inherited it has collected it yet.
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"

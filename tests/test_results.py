@@ -60,7 +60,7 @@ def test_classifier_accuracy_follows_from_the_predictions(folder):
         for label, auc in aucs.items():
             same(metrics, f"classifier.{model}.auc.{label}", auc)
         same(metrics, f"classifier.{model}.auc.min", min(aucs.values()))
-    table = read_csv(folder / "classifier_autoencoder.csv")
+    table = read_csv(folder / "autoencoder.csv")
     kept = bootstrap.ratio(
         table[["reconstruction", "original"]].to_numpy(float), np.ones((1, len(table)))
     )

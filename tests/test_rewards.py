@@ -50,6 +50,19 @@ def test_soft_lies_between_zero_and_one_and_is_finite_at_certainty():
     assert got.tolist() == pytest.approx([0, 1], abs=1e-3)
 
 
+def test_tempered_is_the_mean_likelihood_at_a_raised_temperature():
+    x, wanted = images([0.9, 0.2, 0.6]), torch.tensor([[1.0, 0.0, 0.0]])
+    logits = [math.log(0.9 / 0.1), -math.log(0.2 / 0.8), -math.log(0.6 / 0.4)]
+    for temperature in (1.0, 4.0):
+        expected = sum(1 / (1 + math.exp(-z / temperature)) for z in logits) / 3
+        got = rewards.tempered(Classifier(), temperature)(x, wanted)
+        assert got.tolist() == pytest.approx([expected], abs=1e-5)
+    nearly_hard = rewards.tempered(Classifier(), 1e-3)(x, wanted)
+    assert nearly_hard.tolist() == pytest.approx(rewards.hard(Classifier())(x, wanted).tolist())
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        rewards.tempered(Classifier(), 0)
+
+
 def test_diagnosis_looks_at_the_diagnosis_alone():
     x = images([0.9, 0.9, 0.7], [0.1, 0.1, 0.7])
     got = rewards.diagnosis(Classifier())(x, torch.ones(2, 3))

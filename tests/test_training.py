@@ -170,6 +170,18 @@ def test_a_pipeline_goes_through_plain_diffusers(tiny_pipeline_folder, tmp_path)
     assert torch.equal(*made) and made[0].shape == (1, 3, 16, 16)
 
 
+def test_another_image_size_is_saved_with_the_pipeline(tiny_pipeline_folder, tmp_path):
+    pipe = pipeline.load(tiny_pipeline_folder)
+    pipeline.set_image_size(pipe, 24)
+    task, settings = task_of(brightness), ddpo_settings(epochs=1)
+    trainer.train(pipe, task, settings, tmp_path, 0, progress=False)
+    plain = StableDiffusionPipeline.from_pretrained(str(pipeline.save(pipe, tmp_path / "pipeline")))
+    image = plain(task.texts[0], num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 24, 24, 3)
+    with pytest.raises(ValueError, match="image_size 20: this pipeline needs a multiple of 8"):
+        pipeline.set_image_size(pipe, 20)
+
+
 def test_all_components_reconstruct_exactly_and_few_keep_most(tiny_images):
     whole = pipeline.PatchAutoencoder.build(4, 48, 16)
     assert whole.fit(tiny_images) == pytest.approx(1)

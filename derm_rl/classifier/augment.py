@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION, CHANNEL_GAIN = 0.15, 0.15, 0.2, 0.05  # ± around 1
-NOISE = 0.03  # largest standard deviation, of values in [0, 1]
+NOISE = 0.05  # largest standard deviation, of values in [0, 1]
+PATCH = 4  # px
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,8 +73,25 @@ def blur(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian noise on half of the images, of a standard deviation up to ``NOISE``."""
-    sigma = _uniform(images, generator, 0.0, NOISE)
-    sigma = sigma * (_uniform(images, generator, 0.0, 1.0) < 0.5)
-    white = torch.randn(images.shape, generator=generator).to(images.device)
-    return (images + sigma * white).clamp(0, 1)
+    """Gaussian noise on half of the images: of pixels, of blocks, and repeated in tiles.
+
+    Each kind has a standard deviation of its own up to ``NOISE``. Blocks and tiles of 4 px are what
+    generated images have more of than photographs: their latents are patches.
+    """
+    _, _, height, width = images.shape
+    down, across = -(-height // PATCH), -(-width // PATCH)
+    chosen = _uniform(images, generator, 0.0, 1.0) < 0.5
+    x = images
+    for shape, repeat in (
+        ((height, width), None),
+        ((down, across), None),
+        ((PATCH, PATCH), (1, 1, down, across)),
+    ):
+        sigma = _uniform(images, generator, 0.0, NOISE) * chosen
+        white = torch.randn(len(images), 3, *shape, generator=generator).to(images.device)
+        if repeat:
+            white = white.repeat(repeat)
+        elif shape != (height, width):
+            white = white.repeat_interleave(PATCH, -2).repeat_interleave(PATCH, -1)
+        x = x + sigma * white[..., :height, :width]
+    return x.clamp(0, 1)

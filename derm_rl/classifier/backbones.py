@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from derm_rl.paths import model_folder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from derm_rl.config import Backbone
+    from derm_rl.settings import Backbone
 
-MODEL_TYPES = {"resnet": "resnet", "convnext": "convnext", "efficientnet-b0": "efficientnet"}
+MODEL_TYPES = {
+    "resnet": "resnet",
+    "regnet": "regnet",
+    "convnext": "convnext",
+    "efficientnet-b0": "efficientnet",
+}
 
 
 @contextmanager
@@ -55,7 +61,7 @@ def network(backbone: Backbone, label_names: Sequence[str]) -> PreTrainedModel:
 
 
 def _config(backbone: Backbone, settings: dict[str, Any]) -> Any:
-    from transformers import ConvNextConfig, EfficientNetConfig, ResNetConfig
+    from transformers import ConvNextConfig, EfficientNetConfig, RegNetConfig, ResNetConfig
 
     widths, depths = list(backbone.widths), list(backbone.depths)
     if backbone.architecture == "resnet":
@@ -64,6 +70,16 @@ def _config(backbone: Backbone, settings: dict[str, Any]) -> Any:
             hidden_sizes=widths,
             depths=depths,
             layer_type="basic",
+            **settings,
+        )
+    if backbone.architecture == "regnet":
+        # RegNetY (arXiv 2003.13678): grouped convolutions, squeeze and excitation, no max-pooling.
+        return RegNetConfig(
+            embedding_size=widths[0],
+            hidden_sizes=widths,
+            depths=depths,
+            groups_width=16,
+            layer_type="y",
             **settings,
         )
     if backbone.architecture == "convnext":
@@ -93,10 +109,11 @@ def _pretrained(backbone: Backbone, settings: dict[str, Any]) -> PreTrainedModel
     """The network of a folder or hub id, with a fresh head where the labels differ."""
     from transformers import AutoModelForImageClassification
 
+    folder = model_folder(backbone.pretrained)
     model = AutoModelForImageClassification.from_pretrained(
-        str(backbone.pretrained),
+        str(folder or backbone.pretrained),
         ignore_mismatched_sizes=True,
-        local_files_only=Path(backbone.pretrained).is_dir(),
+        local_files_only=folder is not None,
         dtype=torch.float32,
         **settings,
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
 
-    from derm_rl.config import Backbone
+    from derm_rl.settings import Backbone
 
 # Channel statistics of ImageNet: what every published backbone was trained with.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,10 +37,11 @@ def build(
     std: Sequence[float] = IMAGENET_STD,
 ) -> LabelClassifier:
     """Untrained classifier for square images of ``image_size`` pixels; weights from torch's RNG."""
-    # The stem of ResNet (7×7 stride 2, then max-pooling) was made for 224 px: at 48 px it merges
-    # hairs with their surroundings before any filter saw them. Shown the image twice as large, its
-    # first convolution works at the true resolution.
-    enlarge = 2 if backbone.architecture == "resnet" and image_size < 128 else 1
+    # The stems of ResNet and RegNet were made for 224 px: halved two or three times before the first
+    # block, hairs of a 48 px image merge with their surroundings before any filter saw them. Shown
+    # the image twice as large, the first convolution works at the true resolution.
+    halving = backbone.architecture in ("resnet", "regnet")
+    enlarge = 2 if halving and image_size < 128 else 1
     return LabelClassifier(
         network(backbone, label_names), label_names, image_size, image_size * enlarge, mean, std
     )

@@ -21,9 +21,10 @@ from derm_rl.classifier.augment import augment
 from derm_rl.classifier.model import IMAGENET_MEAN, IMAGENET_STD, LabelClassifier, as_tensor, build
 from derm_rl.classifier.model import load as load_classifier
 from derm_rl.io import read_json
+from derm_rl.paths import model_folder
 
 if TYPE_CHECKING:
-    from derm_rl.config import Backbone, ClassifierConfig
+    from derm_rl.settings import Backbone, ClassifierConfig
 
 USED = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "augment")
 
@@ -70,8 +71,8 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state as it was
         torch.manual_seed(seed)
-        mean, std = _statistics(images, ~validation) if not backbone.pretrained else _IMAGENET
-        model = build(backbone, label_names, images.shape[1], mean, std).to(device)
+        normalization = _normalization(backbone, images, ~validation)
+        model = build(backbone, label_names, images.shape[1], *normalization).to(device)
         history = _fit(model, images, labels, validation, settings, seed, folder, belongs_to,
                        progress, callback)  # fmt: skip
 
@@ -95,10 +96,7 @@ def train(
         history=history,
     )
     _checkpoint(folder).unlink(missing_ok=True)
-    return model.cpu().requires_grad_(False)
-
-
-_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+    return load_classifier(folder)  # bit for bit what another process will load
 
 
 def _fit(
@@ -211,6 +209,19 @@ def _raw(
         for i in range(0, len(rows), batch_size)
     ]
     return torch.cat(parts).numpy()
+
+
+def _normalization(
+    backbone: Backbone, images: np.ndarray, rows: np.ndarray
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation that the network expects: of its own images, or of ours."""
+    if not backbone.pretrained:
+        return _statistics(images, rows)
+    folder = model_folder(backbone.pretrained)
+    if folder is not None and (folder / "calibration.json").is_file():
+        beside = read_json(folder / "calibration.json")
+        return beside["mean"], beside["std"]
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def _statistics(images: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[float]]:

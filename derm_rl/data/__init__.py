@@ -156,7 +156,7 @@ def _write_images(
     with atomic_path(folder / "decoded.npy") as scratch:
         # On disk, not in memory: ISIC 2019 at 512 px is 13 GB.
         images = _create(scratch, (len(frame), size, size, 3))
-        failed = table.decode_into(images, frame, progress=progress)
+        failed = table.decode_into(images, frame, config.data.crop, progress)
         if failed and config.data.on_error == "raise":
             raise table.TableError(
                 f"{len(failed)} images cannot be read: {'; '.join(list(failed.values())[:3])}. "
@@ -189,9 +189,6 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def choose_vocabulary(frame: pd.DataFrame, config: Config) -> Vocabulary:
     """Artifacts in at least ``data.min_positives`` images, and the others with their counts."""
-    if unknown := [a for a in config.data.artifacts if a not in prompts.ARTIFACTS]:
-        known = ", ".join(prompts.ARTIFACTS)
-        raise ValueError(f"data.artifacts: unknown {', '.join(unknown)}; known: {known}")
     if absent := set(config.data.diagnoses) - set(frame["diagnosis"]):
         raise ValueError(f"data.diagnoses: no image shows {', '.join(sorted(absent))}")
     counts = {a: int(frame[a].sum()) for a in config.data.artifacts}

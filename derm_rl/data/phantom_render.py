@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import colorsys
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import zoom
 from skimage.color import lab2rgb
 
-if TYPE_CHECKING:
-    from derm_rl.data.phantom import Scene
+from derm_rl.data.phantom_scene import COLOURS, Scene
 
 _LINES = 4  # thin lines are drawn this many times larger and averaged down: smooth at any angle
 
@@ -117,8 +115,6 @@ def _lesion(
     n: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    from derm_rl.data.phantom import COLOURS
-
     u, v = rho * np.cos(theta), rho * np.sin(theta)  # in lesion radii
     soft = scene.softness / scene.radius
     skin = image.mean((0, 1))

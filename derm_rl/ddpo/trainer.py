@@ -17,14 +17,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from derm_rl import classifier, data, prompts, rewards
-from derm_rl.config import Config, DDPOConfig
+from derm_rl.config import Config
 from derm_rl.ddpo.advantages import PromptStatistics
 from derm_rl.ddpo.loss import clipped_surrogate
 from derm_rl.ddpo.policy import Steps, ddim_steps, replay, rollout
 from derm_rl.io import write_csv
 from derm_rl.pipeline import decode_latents, encode_prompts, load, save
+from derm_rl.settings import DDPOConfig
 from derm_rl.training import (
     Callback,
+    accelerator_of,
+    cosine_learning_rate,
     generator,
     identity,
     load_checkpoint,
@@ -128,7 +131,7 @@ def train(
 
     An interrupted run with the same settings and seed continues from its checkpoint in ``folder``.
     """
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = accelerator_of(settings.mixed_precision)
     rank, world = accelerator.process_index, accelerator.num_processes
     for part in (pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).to(accelerator.device)
@@ -139,7 +142,7 @@ def train(
         parameters, settings.learning_rate, weight_decay=settings.weight_decay
     )
     ema = EMAModel(parameters, decay=settings.ema_decay)
-    statistics = PromptStatistics(settings.buffer_size, settings.min_count)
+    statistics = PromptStatistics(settings.buffer_size, settings.min_count, settings.min_std)
     rows: list[dict] = []
 
     checkpoint = folder / "checkpoint.pt"
@@ -166,6 +169,10 @@ def train(
     for epoch in bar:
         began = time.perf_counter()
         row: dict[str, float] = {"epoch": epoch}
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_learning_rate(
+                epoch, settings.epochs, settings.learning_rate, 0, settings.learning_rate_floor
+            )
         if epoch % settings.eval_every == 0:
             row |= evaluate(policy, task, ema, parameters, seed)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,9 +23,6 @@ from derm_rl.classifier.model import LabelClassifier
 from derm_rl.evaluation import bootstrap
 from derm_rl.evaluation.bootstrap import Interval
 from derm_rl.evaluation.generation import discard, generate
-
-if TYPE_CHECKING:
-    from derm_rl.config import Config
 
 MEASURES = ("apr", "apr_diagnosis", "diagnosis", "labels")
 
@@ -240,10 +236,3 @@ def wanted_labels(
 def prompt_ids(findings: Sequence[prompts.Finding], images_per_prompt: int) -> list[str]:
     """Prompt (P·n,) of each image that :func:`generate` returns."""
     return [text for text in map(prompts.render, findings) for _ in range(images_per_prompt)]
-
-
-def run(config: Config, progress: bool = True) -> Path:
-    """Stage 05: see :func:`derm_rl.evaluation.alignment_stage.run`."""
-    from derm_rl.evaluation.alignment_stage import run as run_stage
-
-    return run_stage(config, progress)

@@ -3,13 +3,16 @@
 Each pipeline runs at the guidance scale that suits it best on a small sample of other seeds. Files:
 
 - ``images_stage1.npy``, ``images_rl.npy``: all images, uint8, prompts in their fixed order.
-- ``samples.csv``: one row per image: what was wanted, what judge and reward classifier saw.
+- ``samples.csv``: one row per image: what was wanted, what judge and reward classifier saw. Its
+  third ``model``, ``truth``, are images that show what they should without any doubt: what the
+  judge says of these is the most that a model can reach, short of drawing for the judge.
 - ``per_prompt.csv``, ``attributes.csv``, ``guidance.csv``: tables of
   :mod:`derm_rl.evaluation.alignment` with a column ``model``.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +54,7 @@ def run(config: Config, progress: bool = True) -> Path:
         found = _measure(config, model, pipe, judge, reward, findings, folder, progress)
         scales.append(found[0])
         samples.append(found[1])
+    samples.append(_truth(config, judge, reward, findings))
     samples = pd.concat(samples, ignore_index=True)
     tables = {
         "samples": samples,
@@ -119,17 +123,60 @@ def _measure(
     n = settings.images_per_prompt
     out = folder / f"images_{model}.npy"
     images = generate(pipe, findings, n, settings.seed, guidance_scale=scale, out=out, **common)
-    names, texts = judge.label_names, alignment.prompt_ids(findings, n)
-    samples = pd.DataFrame({"model": model, "prompt": texts})
-    samples["index"] = np.tile(np.arange(n), len(findings))
-    seeds = zip(texts, samples["index"].tolist(), strict=True)
-    samples["image_seed"] = [image_seed(settings.seed, text, i) for text, i in seeds]
-    samples["guidance_scale"] = scale
-    wanted = alignment.wanted_labels(findings, n, names)
-    columns = {"wanted": wanted, "judge": judge.predict(images), "reward": reward.predict(images)}
+    samples = _graded(model, images, findings, n, judge, reward)
+    seeds = zip(samples["prompt"], samples["index"].tolist(), strict=True)
+    found = [image_seed(settings.seed, text, i) for text, i in seeds]
+    samples.insert(3, "image_seed", pd.array(found, "Int64"))  # also exact beside missing ones
+    samples.insert(4, "guidance_scale", scale)
+    return table, samples
+
+
+def _truth(
+    config: Config,
+    judge: LabelClassifier,
+    reward: LabelClassifier,
+    findings: Sequence[prompts.Finding],
+) -> pd.DataFrame:
+    """Samples table of images known to show the findings: fresh phantoms, or real test images."""
+    n = config.alignment.images_per_prompt
+    if config.data.source == "phantom":
+        from derm_rl.data import phantom
+
+        asked = [finding for finding in findings for _ in range(n)]
+        seed = config.alignment.seed + config.data.phantom_seed
+        paths = [phantom.path_of(seed, i, f.diagnosis, f.artifacts) for i, f in enumerate(asked)]
+        images, _ = phantom.render_paths(paths, config.image_size)
+        return _graded("truth", images, asked, 1, judge, reward)
+    test = data.load(config, "test")
+    rows, seen = [], Counter()
+    for i, finding in enumerate(test.findings):
+        seen[finding] += 1
+        if seen[finding] <= n:
+            rows.append(i)
+    shown = [test.findings[i] for i in rows]
+    return _graded("truth", np.asarray(test.images[rows]), shown, 1, judge, reward)
+
+
+def _graded(
+    model: str,
+    images: np.ndarray,
+    findings: Sequence[prompts.Finding],
+    n: int,
+    judge: LabelClassifier,
+    reward: LabelClassifier,
+) -> pd.DataFrame:
+    """Samples table of ``n`` images of each finding: what was wanted, and what both saw."""
+    names = judge.label_names
+    samples = pd.DataFrame({"model": model, "prompt": alignment.prompt_ids(findings, n)})
+    samples["index"] = samples.groupby("prompt").cumcount()
+    columns = {
+        "wanted": alignment.wanted_labels(findings, n, names),
+        "judge": judge.predict(images),
+        "reward": reward.predict(images),
+    }
     for kind, values in columns.items():
         samples[[f"{kind}_{name}" for name in names]] = values
-    return table, samples
+    return samples
 
 
 def arrays(samples: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -157,15 +204,16 @@ def headline(
 ) -> dict[str, Interval]:
     """The metrics of stage 05, from its ``samples.csv`` and ``attributes.csv``.
 
-    ``alignment.{apr,apr_diagnosis,diagnosis,labels}.{stage1,rl,gain}`` by the judge, gains paired
-    by prompt and noise; ``alignment.{recall,false_add}.<label>.{stage1,rl}``; and
-    ``alignment.reward_judge_gap.{stage1,rl,gain}``: share of labels right by the reward classifier
-    minus by the judge. A gap that grows under RL is what reward hacking looks like.
+    ``alignment.{apr,apr_diagnosis,diagnosis,labels}.{stage1,rl,truth,gain}`` by the judge, gains
+    (RL minus stage 1) paired by prompt and noise;
+    ``alignment.{recall,false_add}.<label>.{stage1,rl,truth}``; and
+    ``alignment.reward_judge_gap.{stage1,rl,truth,gain}``: share of labels right by the reward
+    classifier minus by the judge. A gap that grows under RL is what reward hacking looks like.
     """
-    correct, texts = {}, None
+    correct, texts = {}, {}
     for model, rows in samples.groupby("model", sort=False):
         a, names = arrays(rows)
-        texts = rows["prompt"].tolist()
+        texts[model] = rows["prompt"].tolist()
         correct[model] = alignment.matches(a["judge"], a["wanted"], names)
         by_reward = alignment.matches(a["reward"], a["wanted"], names)["labels"]
         correct[model]["reward_judge_gap"] = by_reward - correct[model]["labels"]
@@ -173,9 +221,9 @@ def headline(
     for measure in (*alignment.MEASURES, "reward_judge_gap"):
         for model, frame in correct.items():
             key = f"alignment.{measure}.{model}"
-            out[key] = alignment.rate(frame[measure], texts, resamples, seed)
+            out[key] = alignment.rate(frame[measure], texts[model], resamples, seed)
         out[f"alignment.{measure}.gain"] = alignment.gain(
-            correct["stage1"][measure], correct["rl"][measure], texts, True, resamples, seed
+            correct["stage1"][measure], correct["rl"][measure], texts["rl"], True, resamples, seed
         )
     for row in attributes.itertuples():
         for measure in ("recall", "false_add"):
@@ -190,7 +238,7 @@ def _summarize(metrics: dict[str, Interval], guidance: pd.DataFrame) -> None:
     print("guidance " + ", ".join(f"{model} {scale:g}" for model, scale in chosen.items()))
     for measure in (*alignment.MEASURES, "reward_judge_gap"):
         cells = []
-        for column in (*MODELS, "gain"):
+        for column in (*MODELS, "gain", "truth"):
             x = metrics[f"alignment.{measure}.{column}"]
             cells.append(f"{column} {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]")
         print(f"{measure:17s}" + "   ".join(cells))

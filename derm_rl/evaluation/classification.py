@@ -90,7 +90,7 @@ def _autoencoder(
     write_csv(folder / "autoencoder.csv", table)
     pairs = table[["reconstruction", "original"]].to_numpy(float)
     kept = bootstrap.interval(pairs, bootstrap.ratio, n=config.classifier.bootstrap, seed=0)
-    metric = provenance.metric(config, *kept, csv="classifier_autoencoder.csv")
+    metric = provenance.metric(config, *kept, csv="autoencoder.csv")
     return {"autoencoder.exact_match_kept": metric}
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from derm_rl import prompts, training
 from derm_rl.io import read_json, write_json
+from derm_rl.pipeline import as_uint8
 
 
 def generate(
@@ -72,7 +73,7 @@ def generate(
                 f"the pipeline produced values that are not finite for {texts[i]!r} at guidance "
                 f"{guidance_scale:g}, {inference_steps} steps"
             )
-        images[batch] = (x * 255).round().permute(0, 2, 3, 1).byte().cpu().numpy()
+        images[batch] = as_uint8(x)
         if out is not None:
             images.flush()
             write_json(_progress(Path(out)), {"belongs_to": belongs_to, "done": batch.stop})

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 STAGE = "05_alignment"
 MODELS = {"stage1": "stage 1", "rl": "after RL"}
+TRUTH = {"truth": "known to show it"}
+COLOURS = {"stage1": BEFORE, "rl": AFTER, "truth": "#9a9a9a"}
 RIGHT, WRONG = "#2a9d4a", "#d62839"
 
 
@@ -36,7 +38,7 @@ def _samples(config: Config) -> tuple[pd.DataFrame, list[prompts.Finding]]:
     from derm_rl.evaluation.alignment import matches
     from derm_rl.evaluation.alignment_stage import arrays
 
-    samples = read_csv(config.require(STAGE) / "samples.csv")
+    samples = read_csv(config.require(STAGE) / "samples.csv", dtype={"image_seed": "string"})
     write_csv(config.figures_dir / "alignment_samples.csv", samples)
     found, names = arrays(samples)
     samples["apr"] = matches(found["judge"], found["wanted"], names)["apr"].to_numpy()
@@ -77,7 +79,7 @@ def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Pictu
 
 
 def apr_heatmap(config: Config) -> Picture:
-    """APR of every prompt: artifacts down, diagnosis across; stage 1, RL and the gain."""
+    """APR of every prompt: artifacts down, diagnosis across; stage 1, RL, their gain, the truth."""
     _samples(config)
     table = read_csv(config.require(STAGE) / "per_prompt.csv")
     findings = [prompts.parse(text) for text in table["prompt"]]
@@ -87,22 +89,24 @@ def apr_heatmap(config: Config) -> Picture:
     panels = {
         label: table[table["model"] == model]
         .pivot(index="artifacts", columns="diagnosis", values="apr")
-        .loc[order, columns]
-        for model, label in MODELS.items()
+        .reindex(index=order, columns=columns)
+        for model, label in (MODELS | TRUTH).items()
     }
     panels["gain"] = panels["after RL"] - panels["stage 1"]
     height = 0.27 * len(order) + 1
-    fig, (row,) = axes(1, 3, 2.9, height, sharey=True)
+    fig, (row,) = axes(1, len(panels), 2.6, height, sharey=True)
     for ax, (label, values) in zip(row, panels.items(), strict=True):
         gain = label == "gain"
         cmap, low = ("RdBu", -1) if gain else ("viridis", 0)
         image = ax.imshow(values, cmap=cmap, vmin=low, vmax=1, aspect="auto")
         for (i, j), value in np.ndenumerate(values.to_numpy()):
+            if np.isnan(value):  # no real image shows this combination
+                continue
             colour = "white" if (abs(value) > 0.6 if gain else value < 0.6) else "black"
             text = f"{value:+.2f}" if gain else f"{value:.2f}"
             ax.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
         ax.set_xticks(range(len(columns)), columns)
-        ax.set_title(f"{label}: mean {values.to_numpy().mean():{'+' if gain else ''}.3f}", size=9)
+        ax.set_title(f"{label}: mean {np.nanmean(values):{'+' if gain else ''}.3f}", size=9)
         fig.colorbar(image, ax=ax, shrink=0.6)
     row[0].set_yticks(range(len(order)), order, fontsize=7)
     save_fig(fig, "apr_heatmap", table, config)
@@ -110,25 +114,29 @@ def apr_heatmap(config: Config) -> Picture:
 
 
 def attributes(config: Config) -> Picture:
-    """Recall and false-add rate of every label, before and after RL, with 95 % intervals."""
+    """Recall and false-add rate of every label: stage 1, after RL and of images known to be right.
+
+    With 95 % intervals. What misses in the last is the judge's mistake, not the model's.
+    """
     _samples(config)
     table = read_csv(config.require(STAGE) / "attributes.csv")
     names = list(table["attribute"].unique())
     fig, (row,) = axes(1, 2, 4.4, 3.2, sharey=True)
     titles = {"recall": "wanted and there (recall)", "false_add": "there but not wanted"}
     for ax, (measure, title) in zip(row, titles.items(), strict=True):
-        for k, (model, label) in enumerate(MODELS.items()):
+        models = MODELS | TRUTH
+        for k, (model, label) in enumerate(models.items()):
             part = table[table["model"] == model].set_index("attribute").loc[names]
             value = part[measure].to_numpy(float)
             error = [value - part[f"{measure}_low"], part[f"{measure}_high"] - value]
-            x = np.arange(len(names)) + (k - 0.5) * 0.38
+            x = np.arange(len(names)) + (k - 1) * 0.27
             ax.bar(
                 x,
                 value,
-                0.36,
+                0.25,
                 yerr=np.nan_to_num(np.clip(error, 0, None)),
                 capsize=2,
-                color=(BEFORE, AFTER)[k],
+                color=COLOURS[model],
                 label=label,
                 error_kw={"linewidth": 0.9},
             )

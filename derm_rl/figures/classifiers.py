@@ -33,7 +33,7 @@ def classifier_roc(config: Config) -> Picture:
     Also copies the stage's tables to the figures, as ``classifier_<table>.csv``.
     """
     folder = config.require(STAGE)
-    tables = ("history", "attributes", "roc", "reliability", "predictions", "autoencoder")
+    tables = ("history", "attributes", "roc", "reliability", "predictions")
     found = {name: read_csv(folder / f"{name}.csv") for name in tables}
     for name, table in found.items():
         write_csv(config.figures_dir / f"classifier_{name}.csv", table)
@@ -41,7 +41,7 @@ def classifier_roc(config: Config) -> Picture:
     models = list(measured["model"].unique())
     fig, grid = axes(len(models), 2, 4.2, 3.6)
     for (left, right), model in zip(grid, models, strict=True):
-        _curves(left, right, {k: t for k, t in found.items() if "model" in t}, model)
+        _curves(left, right, found, model)
     save_fig(fig, "classifier_roc", found["roc"], config)
     return fig
 
@@ -67,7 +67,6 @@ def _curves(left, right, tables: dict[str, pd.DataFrame], model: str) -> None:
 def autoencoder(config: Config, n: int = 8) -> Picture:
     """What the base pipeline's autoencoder keeps: images for the phantom, the rate for all."""
     table = read_csv(config.require(STAGE) / "autoencoder.csv")
-    write_csv(config.figures_dir / "classifier_autoencoder.csv", table)
     fig = _reconstructions(config, table, n) if config.data.source == "phantom" else _bar(table)
     save_fig(fig, "autoencoder", table, config)
     return fig

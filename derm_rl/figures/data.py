@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from derm_rl import data, prompts
-from derm_rl.data import phantom, phantom_render
+from derm_rl.data import phantom, phantom_render, phantom_scene
 from derm_rl.figures.canvas import (
     AFTER,
     BEFORE,
@@ -68,7 +68,7 @@ def phantom_truth(config: Config, n: int = 4) -> Picture | None:
     if config.data.source != "phantom":
         return None
     frame = data.load(config, "diffusion").frame
-    columns = list(phantom.ARTIFACTS)
+    columns = list(phantom_scene.ARTIFACTS)
     crowded = (frame[columns].sum(axis=1) + (frame["diagnosis"] == "MEL")).to_numpy(float)
     best = np.argsort(-crowded, kind="stable")
     mel = (frame["diagnosis"] == "MEL").to_numpy(bool)
@@ -89,12 +89,12 @@ def phantom_truth(config: Config, n: int = 4) -> Picture | None:
     return fig
 
 
-def _drawn(ax, scene: phantom.Scene) -> None:
+def _drawn(ax, scene: phantom_scene.Scene) -> None:
     """Swatches of the lesion's colours and the parameters that can be named."""
     ax.axis("off")
     ax.set(xlim=(0, 6), ylim=(0, 6))
     for i, name in enumerate(scene.colours):
-        ax.add_patch(_square(i, phantom.COLOURS[name]))
+        ax.add_patch(_square(i, phantom_scene.COLOURS[name]))
     text = (
         f"{', '.join(scene.colours)}\nasymmetry {scene.asymmetry:.2f}   border {scene.border:.3f}\n"
         f"skin type {scene.skin_type}   {len(scene.hairs)} hairs   {len(scene.bubbles)} bubbles\n"

@@ -1,0 +1,94 @@
+"""Execution of one notebook by papermill, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+
+from derm_rl import paths
+from derm_rl.progress import own_cells
+
+PARAMETERS = ("preset", "overrides", "data_root")
+
+
+class ReproduceError(RuntimeError):
+    """A run that cannot start or has failed; the message says what to do."""
+
+
+def check_parameters(notebook: Path) -> None:
+    """Papermill only warns of an unknown parameter, and then runs with the defaults."""
+    import papermill
+
+    if not notebook.is_file():
+        raise ReproduceError(f"notebook {notebook} is missing")
+    found = set(papermill.inspect_notebook(str(notebook)))
+    if found != set(PARAMETERS):
+        raise ReproduceError(
+            f"{notebook.name}: its cell tagged 'parameters' must define exactly "
+            f"{', '.join(PARAMETERS)}; it defines {', '.join(sorted(found)) or 'nothing'}"
+        )
+
+
+class Papermill:
+    """Runs notebooks, ``jobs`` of them at once at most, and can end those that are running."""
+
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = jobs
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def execute(self, notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> None:
+        """Execute ``notebook`` with ``parameters`` into ``copy``; its memory is given back.
+
+        Raises:
+            ReproduceError: names the cell and the error.
+        """
+        environment = os.environ | {"DERM_RL_RUNS": str(paths.RUNS), "PYTHONWARNINGS": "ignore"}
+        if self.jobs > 1:
+            threads = max(1, (os.cpu_count() or 1) // self.jobs)
+            environment |= {"OMP_NUM_THREADS": str(threads)}
+        command = [
+            *(sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"),
+            *("--cwd", str(notebook.parent), "--log-level", "ERROR"),
+            *("-y", json.dumps(dict(parameters))),  # JSON is YAML
+            *(str(notebook), str(copy)),
+        ]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self.processes.append(process)
+        stderr = process.communicate()[1]
+        self.processes.remove(process)
+        if process.returncode:
+            raise ReproduceError(_failure(notebook.stem, copy, stderr))
+
+    def stop(self) -> None:
+        """End the running notebooks with their kernels, which papermill starts apart from us."""
+        for process in list(self.processes):
+            with contextlib.suppress(psutil.Error):
+                tree = psutil.Process(process.pid)
+                for member in [tree, *tree.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        member.kill()
+
+
+def _failure(stage: str, copy: Path, stderr: str) -> str:
+    """Which notebook and cell failed, with what, and where to look."""
+    if copy.is_file():
+        for number, cell in enumerate(own_cells(nbformat.read(copy, 4)), start=1):
+            for output in cell.get("outputs", ()):
+                if output.output_type == "error":
+                    first = next((x for x in cell.source.splitlines() if x.strip()), "")
+                    return (
+                        f"{stage}.ipynb failed in cell {number} ({first.strip()}):\n"
+                        f"  {output.ename}: {output.evalue}\n  executed copy: {copy}"
+                    )
+    return f"{stage}.ipynb could not be executed: {stderr.strip()[-1500:]}\n  copy: {copy}"
