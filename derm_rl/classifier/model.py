@@ -37,9 +37,9 @@ def build(
     std: Sequence[float] = IMAGENET_STD,
 ) -> LabelClassifier:
     """Untrained classifier for square images of ``image_size`` pixels; weights from torch's RNG."""
-    # The stems of ResNet and RegNet were made for 224 px: halved two or three times before the first
-    # block, hairs of a 48 px image merge with their surroundings before any filter saw them. Shown
-    # the image twice as large, the first convolution works at the true resolution.
+    # The stems of ResNet and RegNet were made for 224 px: halved two or three times before the
+    # first block, hairs of a 48 px image merge with their surroundings before any filter saw them.
+    # Shown the image twice as large, the first convolution works at the true resolution.
     halving = backbone.architecture in ("resnet", "regnet")
     enlarge = 2 if halving and image_size < 128 else 1
     return LabelClassifier(

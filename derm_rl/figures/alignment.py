@@ -80,6 +80,8 @@ def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Pictu
 
 def apr_heatmap(config: Config) -> Picture:
     """APR of every prompt: artifacts down, diagnosis across; stage 1, RL, their gain, the truth."""
+    from seaborn import heatmap
+
     _samples(config)
     table = read_csv(config.require(STAGE) / "per_prompt.csv")
     findings = [prompts.parse(text) for text in table["prompt"]]
@@ -98,17 +100,20 @@ def apr_heatmap(config: Config) -> Picture:
     for ax, (label, values) in zip(row, panels.items(), strict=True):
         gain = label == "gain"
         cmap, low = ("RdBu", -1) if gain else ("viridis", 0)
-        image = ax.imshow(values, cmap=cmap, vmin=low, vmax=1, aspect="auto")
-        for (i, j), value in np.ndenumerate(values.to_numpy()):
-            if np.isnan(value):  # no real image shows this combination
-                continue
-            colour = "white" if (abs(value) > 0.6 if gain else value < 0.6) else "black"
-            text = f"{value:+.2f}" if gain else f"{value:.2f}"
-            ax.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
-        ax.set_xticks(range(len(columns)), columns)
+        heatmap(
+            values,
+            ax=ax,
+            annot=True,  # in black or white, by the colour below; none where no image shows it
+            fmt="+.2f" if gain else ".2f",
+            annot_kws={"fontsize": 7},
+            cmap=cmap,
+            vmin=low,
+            vmax=1,
+            cbar_kws={"shrink": 0.6},
+        )
+        ax.set(xlabel="", ylabel="")
         ax.set_title(f"{label}: mean {np.nanmean(values):{'+' if gain else ''}.3f}", size=9)
-        fig.colorbar(image, ax=ax, shrink=0.6)
-    row[0].set_yticks(range(len(order)), order, fontsize=7)
+    row[0].tick_params(axis="y", labelsize=7, rotation=0)
     save_fig(fig, "apr_heatmap", table, config)
     return fig
 
