@@ -20,15 +20,14 @@ import pandas as pd
 import torch
 import yaml
 from accelerate import PartialState
-from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
-from tqdm import tqdm
 
 from derm_rl import classifier, pipeline, prompts
 from derm_rl.data import phantom, splits
 from derm_rl.finetune import examples, train
-from derm_rl.io import read_json, write_csv, write_json
+from derm_rl.io import atomic_path, read_json, write_csv, write_json
 from derm_rl.paths import MODELS, RUNS
+from derm_rl.redraw import redraw
 from derm_rl.settings import ClassifierConfig, FinetuneConfig
 from derm_rl.training import identity
 
@@ -149,46 +148,18 @@ def train_pipeline(recipe: dict, work: Path) -> None:
     sample_sheet(FOLDER, FOLDER / "samples.png")
 
 
-def redrawn(recipe: dict, images: np.ndarray, texts: list[str], cache: Path) -> np.ndarray:
-    """Copy of ``images`` in which a share is noised and denoised again by ``models/phantom-sd``.
-
-    What an image shows and where stays (SDEdit, arXiv 2108.01073), but drawn by the model's hand.
-    A classifier that knows phantoms alone takes the rough rim of a generated bubble for hairs.
-    """
-    settings = recipe["redrawn"]
-    file = cache / f"redrawn_{identity(**recipe)[:16]}.npy"
-    if file.is_file():
-        return np.load(file, mmap_mode="r")
-    whole = pipeline.load(FOLDER)
-    pipe = StableDiffusionImg2ImgPipeline(**whole.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    out, random = np.array(images), torch.Generator().manual_seed(recipe["seed"])
-    share = round(settings["share"] * len(images))
-    rows = torch.randperm(len(images), generator=random)[:share].sort().values
-    for batch in tqdm(rows.split(settings["batch_size"]), desc="redrawn", mininterval=1):
-        x = torch.from_numpy(out[batch]).permute(0, 3, 1, 2).float() / 255
-        with torch.autocast("cpu", torch.bfloat16):
-            drawn = pipe(
-                [texts[i] for i in batch],
-                image=x,
-                strength=settings["strength"],
-                num_inference_steps=settings["inference_steps"],
-                guidance_scale=settings["guidance_scale"],
-                eta=1.0,
-                generator=random,
-                output_type="pt",
-            ).images
-        out[batch] = pipeline.as_uint8(drawn.float())
-    np.save(file, out)
-    return out
-
-
 def train_classifiers(recipe: dict, work: Path) -> None:
     """Train ``models/phantom-classifiers/<architecture>``, each on lesions of its own."""
     with PartialState().main_process_first():
         images, frame = training_images(recipe, work)
-    images = redrawn(recipe, images, [prompts.render(f) for f in findings(frame)], work)
     settings = ClassifierConfig.model_validate(recipe["training"])
+    file = work / f"redrawn_{identity(**recipe)[:16]}.npy"
+    if not file.is_file():
+        captions = [prompts.render(f) for f in findings(frame)]
+        with atomic_path(file) as temporary:
+            np.save(temporary, redraw(pipeline.load(FOLDER), images, captions, settings.redrawn,
+                                      recipe["seed"]))  # fmt: skip
+    images = np.load(file, mmap_mode="r")
     backbones = {b.architecture: b for b in (settings.reward, settings.judge)}
     names = prompts.label_names(DIAGNOSES, ARTIFACTS)
     labels = np.array([prompts.labels(f, names) for f in findings(frame)], np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -218,7 +218,8 @@ def _explain(where: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         model: Any = Config
         for part in parents:
-            model = model.model_fields[part].annotation
+            kind = model.model_fields[part].annotation
+            model = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
         return f"{where}: unknown key {key!r}{near(last, model.model_fields)}"
     if error["type"] == "missing":
         return f"{where}: key {key!r} is missing"

@@ -92,6 +92,14 @@ class Backbone(Section):
     pretrained: str | None = Field(description="hub id or folder to start from, or null")
 
 
+class Redraw(Section):
+    share: float = _fraction("share of the images that are redrawn", gt=0)
+    strength: float = _fraction("how far they are noised first; 1 keeps nothing", gt=0)
+    inference_steps: int = count("denoising steps from pure noise", 2)
+    guidance_scale: float = Field(ge=1, description="guidance of the redrawing; 1 = none")
+    batch_size: int = count("images in one pass")
+
+
 class ClassifierConfig(Section):
     reward: Backbone
     judge: Backbone
@@ -102,6 +110,9 @@ class ClassifierConfig(Section):
     patience: int = count("epochs without a lower validation loss before stopping")
     bootstrap: int = count("bootstrap resamples for each interval", 100)
     augment: bool = Field(description="flips, turns, colour, blur and noise")
+    redrawn: Redraw | None = Field(
+        description="training images redrawn by pipeline.base, as the images to be judged; or null"
+    )
 
 
 class PipelineConfig(Section):
@@ -176,6 +187,7 @@ class AlignmentConfig(Section):
     batch_size: int = count("images in one pass")
     bootstrap: int = count("bootstrap resamples for each interval", 100)
     seed: int = count("seed of the noise of the images", 0)
+    mixed_precision: Precision = Field(description="autocast of the pipeline")
 
 
 def near(name: str, known: object) -> str:

@@ -7,14 +7,16 @@ import json
 import math
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import UNet2DConditionModel
+from accelerate.utils import convert_outputs_to_fp32
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
@@ -28,6 +30,22 @@ def accelerator_of(mixed_precision: str) -> Accelerator:
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(mixed_precision=mixed_precision)
+
+
+@contextmanager
+def autocast_unet(pipe: StableDiffusionPipeline, mixed_precision: str) -> Iterator[None]:
+    """Run the UNet in this precision, all else in float32: as Accelerate prepares a model."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if mixed_precision == "no":
+        yield
+        return
+    forward = pipe.unet.forward
+    cast = torch.autocast(pipe.device.type, kinds[mixed_precision])
+    pipe.unet.forward = convert_outputs_to_fp32(cast(forward))
+    try:
+        yield
+    finally:
+        pipe.unet.forward = forward
 
 
 def prepare_unet(

@@ -126,6 +126,12 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_how_many_there_are(pipe):
     assert abs(images(pipe, n=2) - first_two).max() <= 1
 
 
+def test_half_precision_is_of_the_unet_alone_and_changes_little(pipe):
+    whole, half = images(pipe).astype(int), images(pipe, mixed_precision="bf16").astype(int)
+    assert 0 < np.abs(whole - half).mean() < 3  # of 255: the same noise, rounded in the UNet
+    assert np.array_equal(whole, images(pipe))  # and the pipeline is as it was
+
+
 def test_one_image_alone_through_plain_diffusers_is_the_same(pipe):
     text = prompts.render(FINDINGS[1])
     generator = torch.Generator().manual_seed(generation.image_seed(0, text, 1))
@@ -267,6 +273,7 @@ def stage(pipe, tmp_path, monkeypatch):
         alignment=SimpleNamespace(
             images_per_prompt=2, inference_steps=2, eta=1.0, guidance_scales=[1.0, 2.0],
             guidance_images_per_prompt=1, batch_size=8, bootstrap=50, seed=0,
+            mixed_precision="no",
         ),
     )  # fmt: skip
     return config, recorded

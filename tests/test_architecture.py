@@ -10,7 +10,7 @@ import derm_rl
 FLOORS = (
     ("prompts", "settings", "config", "paths", "provenance", "io"),
     ("pipeline", "data"),
-    ("training", "finetune", "classifier", "rewards", "ddpo"),
+    ("training", "redraw", "finetune", "classifier", "rewards", "ddpo"),
     ("evaluation",),
     ("figures",),
     ("dependencies", "progress", "execute", "reproduce", "base", "__main__"),

@@ -36,8 +36,8 @@ def tiny(tmp_path, monkeypatch):
         phase |= {"images": 96}
     recipe["phases"]["together"]["training"] = {"steps": 3, "warmup_steps": 1}
     classifiers |= {"images": 96, "image_size": 16, "validation": 0.3}
-    classifiers["redrawn"] |= {"inference_steps": 4}
     classifiers["training"] |= {"epochs": 1}
+    classifiers["training"]["redrawn"] |= {"inference_steps": 4}
     for name, content in (("FOLDER", recipe), ("CLASSIFIERS", classifiers)):
         folder = tmp_path / name
         folder.mkdir()
@@ -102,16 +102,6 @@ def test_the_committed_pipeline_is_of_its_recipe():
         assert steps.iloc[-1] == pytest.approx(wanted, abs=50)
     size = sum(f.stat().st_size for f in base.FOLDER.rglob("*") if f.is_file())
     assert size < 20e6
-
-
-def test_a_share_of_the_images_is_redrawn(tiny, tiny_pipeline_folder, monkeypatch):
-    monkeypatch.setattr(base, "FOLDER", tiny_pipeline_folder)
-    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
-    recipe = {"seed": 1} | {"redrawn": recipe_of(base.CLASSIFIERS)["redrawn"] | {"share": 0.25}}
-    found = base.redrawn(recipe, images, ["a dermoscopic image"] * 12, tiny)
-    changed = (found != images).any((1, 2, 3))
-    assert changed.sum() == 3
-    assert np.array_equal(base.redrawn(recipe, images, [], tiny), found)  # from the cache
 
 
 def test_the_committed_classifiers_are_of_their_recipe_and_share_no_lesion():

@@ -21,7 +21,7 @@ CONVNEXT = SimpleNamespace(architecture="convnext", widths=[8, 16], depths=[1, 1
 
 def settings(**changes):
     values = dict(epochs=3, batch_size=16, learning_rate=5e-3, weight_decay=1e-2, patience=9)
-    return SimpleNamespace(**(values | {"augment": True} | changes))
+    return SimpleNamespace(**(values | {"augment": True, "redrawn": None} | changes))
 
 
 def toy(n=96, size=16, seed=0):

@@ -106,6 +106,7 @@ def _measure(
         "eta": settings.eta,
         "batch_size": settings.batch_size,
         "size": config.image_size,
+        "mixed_precision": settings.mixed_precision,
         "progress": progress,
     }
     scale, table = alignment.best_guidance(

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from derm_rl import data, pipeline, provenance
+from derm_rl import data, pipeline, prompts, provenance
 from derm_rl.classifier.model import LabelClassifier
 from derm_rl.classifier.training import train
 from derm_rl.data import splits
 from derm_rl.evaluation import alignment, bootstrap
 from derm_rl.io import read_csv, write_csv
+from derm_rl.redraw import redraw
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -98,10 +99,16 @@ def _train_one(config: Config, name: str, folder: Path, progress: bool) -> Label
     """One classifier on its own split, with its own seed, of which some lesions validate."""
     part = data.load(config, name)
     seed = config.seed + {"reward": 0, "judge": 1}[name]
+    images, settings = part.images, config.classifier.redrawn
+    if settings:
+        captions = [prompts.render(finding) for finding in part.findings]
+        images = redraw(
+            pipeline.load(config.pipeline.base), images, captions, settings, seed, progress
+        )
     fractions = {"train": 1 - VALIDATION, "validation": VALIDATION}
     assigned = splits.assign(part.frame, fractions, seed, ("diagnosis", *part.artifacts))
     return train(
-        part.images,
+        images,
         part.labels,
         splits.groups(part.frame).tolist(),
         part.label_names,

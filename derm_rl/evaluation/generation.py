@@ -27,6 +27,7 @@ def generate(
     eta: float = 1.0,
     batch_size: int = 32,
     size: int | None = None,
+    mixed_precision: str = "no",
     progress: bool = False,
     out: str | Path | None = None,
 ) -> np.ndarray:
@@ -40,6 +41,7 @@ def generate(
         guidance_scale: classifier-free guidance; 1 (or less) is none, as in diffusers.
         eta: 1 for the stochastic sampler DDPO trains with, 0 for deterministic DDIM.
         size: side in pixels; default: what the pipeline was made for.
+        mixed_precision: of the UNet ("no", "bf16" or "fp16"); all else is in float32.
         out: ``.npy`` file to fill batch by batch, for more images than memory holds; the result is
             then a memory map. Interrupted, the same call continues where it stopped.
 
@@ -57,8 +59,9 @@ def generate(
     images, start = np.empty(shape, np.uint8), 0
     if out is not None:
         belongs_to = training.identity(
-            weights=_fingerprint(pipeline), texts=texts, indices=indices, seed=seed, **settings
-        )
+            weights=_fingerprint(pipeline), texts=texts, indices=indices, seed=seed,
+            mixed_precision=mixed_precision, **settings,
+        )  # fmt: skip
         images, start = _open(Path(out), shape, belongs_to)
     pipeline.set_progress_bar_config(disable=True)
     bar = tqdm(total=len(texts), initial=start, unit="image", mininterval=1, disable=not progress,
@@ -67,7 +70,8 @@ def generate(
         batch = slice(i, min(i + batch_size, len(texts)))
         seeds = [image_seed(seed, *p) for p in zip(texts[batch], indices[batch], strict=True)]
         generators = [torch.Generator().manual_seed(s) for s in seeds]
-        x = pipeline(prompt=texts[batch], generator=generators, **settings).images.float()
+        with training.autocast_unet(pipeline, mixed_precision):
+            x = pipeline(prompt=texts[batch], generator=generators, **settings).images.float()
         if not torch.isfinite(x).all():
             raise FloatingPointError(
                 f"the pipeline produced values that are not finite for {texts[i]!r} at guidance "

@@ -99,6 +99,7 @@ def _generate(config: Config, source, findings, n: int, out) -> np.ndarray:
         settings.eta,
         settings.batch_size,
         config.image_size,
+        settings.mixed_precision,
         out=out,  # kept with the stage: drawing again generates nothing
     )
     return np.asarray(images)
