@@ -23,7 +23,7 @@ from derm_rl.classifier.model import LabelClassifier, as_tensor
 Reward = Callable[[Tensor, Tensor], Tensor]
 
 FLOOR = 1e-3  # least likelihood of one label that the soft reward still tells apart
-TEMPERATURE = 4.0  # of the tempered reward: calibrated logits of our classifiers reach ± 10
+TEMPERATURE = 2.0  # of the tempered reward: calibrated logits of our classifiers reach ± 10
 
 
 def hard(classifier: LabelClassifier) -> Reward:
