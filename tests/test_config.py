@@ -48,6 +48,7 @@ def test_an_unknown_preset_or_key_in_the_file_is_named(tmp_path, monkeypatch):
         config.load("smok")
     values = yaml.safe_load((paths.PARAMS / "smoke.yaml").read_text())
     values["finetune"]["learning_rat"] = 1
+    values["classifier"]["redrawn"]["shares"] = 1  # in a section that may be null
     del values["finetune"]["learning_rate"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
@@ -55,6 +56,7 @@ def test_an_unknown_preset_or_key_in_the_file_is_named(tmp_path, monkeypatch):
         config.load("mine")
     assert "mine.yaml: unknown key 'finetune.learning_rat'; did you mean" in str(error.value)
     assert "mine.yaml: key 'finetune.learning_rate' is missing" in str(error.value)
+    assert "mine.yaml: unknown key 'classifier.redrawn.shares'; did you" in str(error.value)
 
 
 def test_numbers_in_scientific_notation_are_numbers():
