@@ -115,8 +115,9 @@ def task_of(reward):
 def test_ddpo_raises_a_reward_that_can_be_raised(tiny_pipeline_folder, tmp_path):
     pipe = pipeline.load(tiny_pipeline_folder)
     settings = ddpo_settings(
-        epochs=15, images_per_prompt=16, learning_rate=1e-3, clip_range=0.05, ema_decay=0.0
-    )
+        method="full", epochs=15, images_per_prompt=16, learning_rate=1e-3, clip_range=0.05,
+        ema_decay=0.0,
+    )  # fmt: skip
     log = trainer.train(pipe, task_of(brightness), settings, tmp_path, 0, progress=False)
     evaluated = log["eval_reward"].dropna()
     assert evaluated.iloc[-1] > evaluated.iloc[0] + log["reward_std"].iloc[0] / 4
