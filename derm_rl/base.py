@@ -23,7 +23,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from derm_rl import classifier, pipeline, prompts
-from derm_rl.data import phantom, splits
+from derm_rl.data import findings_of, phantom, splits
 from derm_rl.finetune import examples, train
 from derm_rl.io import atomic_path, read_json, write_csv, write_json
 from derm_rl.paths import MODELS, RUNS
@@ -63,15 +63,6 @@ def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, pd.DataFrame
         images, _ = phantom.render_paths(frame["path"].tolist(), size, progress=True)
         np.save(file, images)
     return np.load(file, mmap_mode="r"), frame
-
-
-def findings(frame: pd.DataFrame) -> list[prompts.Finding]:
-    """What the caption of each image says; dark corners go unnamed."""
-    present = frame[list(ARTIFACTS)].to_numpy(bool)
-    return [
-        prompts.Finding(d, tuple(a for a, p in zip(ARTIFACTS, row, strict=True) if p))
-        for d, row in zip(frame["diagnosis"], present, strict=True)
-    ]
 
 
 def vocabulary_texts() -> list[str]:
@@ -128,7 +119,7 @@ def train_pipeline(recipe: dict, work: Path) -> None:
             seed=recipe["seed"],
         )
         settings = FinetuneConfig.model_validate(recipe["training"] | phase["training"])
-        captions = [prompts.render(finding) for finding in findings(frame)]
+        captions = [prompts.render(finding) for finding in findings_of(frame, ARTIFACTS)]
         cached = examples(pipe, images, captions, views=8)
         folder = work / name
         folder.mkdir(exist_ok=True)
@@ -155,14 +146,14 @@ def train_classifiers(recipe: dict, work: Path) -> None:
     settings = ClassifierConfig.model_validate(recipe["training"])
     file = work / f"redrawn_{identity(**recipe)[:16]}.npy"
     if not file.is_file():
-        captions = [prompts.render(f) for f in findings(frame)]
+        captions = [prompts.render(f) for f in findings_of(frame, ARTIFACTS)]
         with atomic_path(file) as temporary:
             np.save(temporary, redraw(pipeline.load(FOLDER), images, captions, settings.redrawn,
                                       recipe["seed"]))  # fmt: skip
     images = np.load(file, mmap_mode="r")
     backbones = {b.architecture: b for b in (settings.reward, settings.judge)}
     names = prompts.label_names(DIAGNOSES, ARTIFACTS)
-    labels = np.array([prompts.labels(f, names) for f in findings(frame)], np.float32)
+    labels = np.array([prompts.labels(f, names) for f in findings_of(frame, ARTIFACTS)], np.float32)
     strata, seed = ("diagnosis", *ARTIFACTS), recipe["seed"]
     owner = splits.assign(frame, dict.fromkeys(backbones, 0.5), seed, strata)
     shares = {"train": 1 - recipe["validation"], "validation": recipe["validation"]}

@@ -53,11 +53,7 @@ class Dataset:
     @property
     def findings(self) -> list[prompts.Finding]:
         """What each image's prompt says; an artifact outside the vocabulary goes unnamed."""
-        present = self.frame[list(self.artifacts)].to_numpy(bool)
-        return [
-            prompts.Finding(d, tuple(a for a, p in zip(self.artifacts, row, strict=True) if p))
-            for d, row in zip(self.frame["diagnosis"], present, strict=True)
-        ]
+        return findings_of(self.frame, self.artifacts)
 
     @property
     def labels(self) -> np.ndarray:
@@ -68,6 +64,15 @@ class Dataset:
     @property
     def lesion_ids(self) -> np.ndarray:
         return splits.groups(self.frame).to_numpy(str)
+
+
+def findings_of(frame: pd.DataFrame, artifacts: Sequence[str]) -> list[prompts.Finding]:
+    """Diagnosis and those of ``artifacts`` that are present, of each row of a table."""
+    present = frame[list(artifacts)].to_numpy(bool)
+    return [
+        prompts.Finding(d, tuple(a for a, p in zip(artifacts, row, strict=True) if p))
+        for d, row in zip(frame["diagnosis"], present, strict=True)
+    ]
 
 
 def prepare(config: Config, progress: bool = True) -> Path:
