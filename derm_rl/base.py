@@ -61,7 +61,8 @@ def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, pd.DataFrame
     file = cache / f"images_{identity(**facts, together=together)[:16]}.npy"
     if not file.is_file():
         images, _ = phantom.render_paths(frame["path"].tolist(), size, progress=True)
-        np.save(file, images)
+        with atomic_path(file) as temporary:
+            np.save(temporary, images)
     return np.load(file, mmap_mode="r"), frame
 
 

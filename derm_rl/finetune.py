@@ -27,6 +27,7 @@ from derm_rl.training import (
     Callback,
     accelerator_of,
     cosine_learning_rate,
+    discard_checkpoint,
     generator,
     identity,
     load_checkpoint,
@@ -224,6 +225,6 @@ def run(config: Config, progress: bool = True) -> Path:
     log = train(pipe, cached, config.finetune, folder, config.seed, progress=progress)
     save(pipe, folder / "pipeline")
     write_csv(folder / "log.csv", log)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    discard_checkpoint(folder / "checkpoint.pt")
     stamp(config, STAGE, images=len(training.images), captions=len(cached.captions))
     return folder

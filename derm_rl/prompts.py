@@ -47,11 +47,11 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.diagnosis not in DIAGNOSES:
-            near = _near(self.diagnosis, DIAGNOSES)
-            raise PromptError(f"unknown diagnosis {self.diagnosis!r}{near}")
+            hint = near(self.diagnosis, DIAGNOSES)
+            raise PromptError(f"unknown diagnosis {self.diagnosis!r}{hint}")
         for artifact in self.artifacts:
             if artifact not in ARTIFACTS:
-                raise PromptError(f"unknown artifact {artifact!r}{_near(artifact, ARTIFACTS)}")
+                raise PromptError(f"unknown artifact {artifact!r}{near(artifact, ARTIFACTS)}")
         if len(set(self.artifacts)) != len(self.artifacts):
             raise PromptError(f"an artifact is named twice: {', '.join(self.artifacts)}")
         ordered = tuple(a for a in ARTIFACTS if a in self.artifacts)
@@ -129,10 +129,12 @@ def labels(finding: Finding, names: Sequence[str]) -> list[float]:
     """
     for name in names:
         if name not in ARTIFACTS and name not in DIAGNOSES:
-            raise PromptError(f"unknown label {name!r}{_near(name, [*ARTIFACTS, *DIAGNOSES])}")
+            raise PromptError(f"unknown label {name!r}{near(name, [*ARTIFACTS, *DIAGNOSES])}")
     return [float(name == finding.diagnosis or name in finding.artifacts) for name in names]
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+def near(name: str, known: Iterable[str] | None) -> str:
+    """End of an error about an unknown name: the nearest known one, or all."""
+    names = [str(k) for k in known or ()]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

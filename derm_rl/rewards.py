@@ -5,7 +5,8 @@ A reward is any function of images and wanted labels that returns one number per
     reward(images float (N, 3, H, W) in [0, 1], wanted float (N, L) of 0 and 1) -> Tensor (N,)
 
 Write your own and hand it to the trainer, or weigh several with :func:`combine`. The images belong
-to the caller: they are resized and normalized in copies, never in place.
+to the caller: they are resized and normalized in copies, never in place. A reward that is a mean
+over labels offers its terms, (N, L), as the function ``reward.per_label``.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def hard(classifier: LabelClassifier) -> Reward:
     """
 
     @torch.no_grad()
-    def reward(images: Tensor, wanted: Tensor) -> Tensor:
+    def terms(images: Tensor, wanted: Tensor) -> Tensor:
         logits, wanted = _judge(classifier, images, wanted)
-        return ((logits > 0) == (wanted > 0.5)).float().mean(1)
+        return ((logits > 0) == (wanted > 0.5)).float()
 
-    return reward
+    return _mean_of(terms)
 
 
 def exact(classifier: LabelClassifier, artifacts: int | None = None) -> Reward:
@@ -80,12 +81,12 @@ def soft(
     columns = list(range(len(classifier.label_names))) if columns is None else list(columns)
 
     @torch.no_grad()
-    def reward(images: Tensor, wanted: Tensor) -> Tensor:
+    def terms(images: Tensor, wanted: Tensor) -> Tensor:
         logits, wanted = _judge(classifier, images, wanted)
         log_likelihood = torch.nn.functional.logsigmoid(logits * (2 * wanted - 1))[:, columns]
-        return 1 - log_likelihood.clamp(min=math.log(floor)).mean(1) / math.log(floor)
+        return 1 - log_likelihood.clamp(min=math.log(floor)) / math.log(floor)
 
-    return reward
+    return _mean_of(terms)
 
 
 def tempered(classifier: LabelClassifier, temperature: float = TEMPERATURE) -> Reward:
@@ -105,11 +106,11 @@ def tempered(classifier: LabelClassifier, temperature: float = TEMPERATURE) -> R
         raise ValueError(f"temperature of the tempered reward must be positive, got {temperature}")
 
     @torch.no_grad()
-    def reward(images: Tensor, wanted: Tensor) -> Tensor:
+    def terms(images: Tensor, wanted: Tensor) -> Tensor:
         logits, wanted = _judge(classifier, images, wanted)
-        return torch.sigmoid(logits * (2 * wanted - 1) / temperature).mean(1)
+        return torch.sigmoid(logits * (2 * wanted - 1) / temperature)
 
-    return reward
+    return _mean_of(terms)
 
 
 def diagnosis(classifier: LabelClassifier, floor: float = FLOOR) -> Reward:
@@ -149,6 +150,23 @@ def combine(
     def reward(images: Tensor, wanted: Tensor) -> Tensor:
         return torch.stack([weight * term(images, wanted) for term, weight in terms]).sum(0)
 
+    def labels(images: Tensor, wanted: Tensor) -> Tensor:
+        return sum(weight * per_label(term)(images, wanted) for term, weight in terms)
+
+    reward.per_label = labels
+    return reward
+
+
+def per_label(reward: Reward) -> Callable[[Tensor, Tensor], Tensor]:
+    """The terms (N, L) whose mean over labels is the reward; (N, 1) for one that has no terms."""
+    return getattr(reward, "per_label", lambda images, wanted: reward(images, wanted)[:, None])
+
+
+def _mean_of(terms: Callable[[Tensor, Tensor], Tensor]) -> Reward:
+    def reward(images: Tensor, wanted: Tensor) -> Tensor:
+        return terms(images, wanted).mean(1)
+
+    reward.per_label = terms
     return reward
 
 

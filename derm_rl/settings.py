@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from derm_rl import prompts
+from derm_rl.prompts import near
 
 
 class Section(BaseModel):
@@ -134,28 +134,62 @@ class FinetuneConfig(Section):
     mixed_precision: Precision = Field(description="autocast of the UNet")
 
 
+class AlarmConfig(Section):
+    gap: float = _positive("labels right: reward classifier minus judge, beyond the first gap")
+    look: float = _positive("change of colour and edge density, in factors of two")
+    diversity: float = _positive("loss of variety within a prompt, in factors of two")
+    stop: bool = Field(description="end the training at an alarm, or only warn")
+
+
 class DDPOConfig(Section):
     method: Method = Field(description="train the whole UNet, or LoRA adapters")
     lora_rank: int = count("rank of the adapters")
+    lora_layers: Literal["attention", "all"] = Field(
+        description="layers with adapters: attention as published, or residual blocks too"
+    )
     epochs: int = count("rounds of sample, reward, advantage, update")
-    images_per_prompt: int = count("images of each prompt in an epoch", 2)
+    images_per_prompt: int = count("images of each prompt in an epoch, on average", 2)
     prompts_per_epoch: int | None = Field(ge=1, description="random prompts an epoch; null = all")
+    prompt_sampling: Literal["even", "spread"] = Field(
+        description="as many images of every prompt, or more where its rewards spread more"
+    )
     inference_steps: int = count("denoising steps of a sample", 2)
     eta: float = _fraction("stochasticity of DDIM; 1 as published", gt=0)
-    guidance_scale: float = Field(ge=1, description="guidance in sampling and training; 1 = none")
+    stochastic_steps: int | None = Field(
+        ge=1,
+        description="consecutive steps with noise, which are trained, at another place each epoch "
+        "between deterministic ones (arXiv 2507.21802); null = all",
+    )
+    guidance_scales: list[Annotated[float, Field(ge=1)]] = Field(
+        min_length=1,
+        description="guidance of sampling and training; 1 = none. Several take turns, an epoch "
+        "each; evaluations use the last",
+    )
+    latents_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        description="how trajectories are kept; each action is rounded to it before it is scored"
+    )
     learning_rate: float = _positive("AdamW")
     learning_rate_floor: float = _fraction("share of it at the end of a cosine; 1 = constant")
     weight_decay: float = _fraction("AdamW")
     clip_range: float = _positive("clip of the importance ratio (per-dimension log-prob)")
+    kl_weight: float = Field(
+        ge=0, description="weight of the KL to the policy before training (needs lora); 0 = none"
+    )
+    advantages: Literal["running", "group", "per_label"] = Field(
+        description="an image's reward against: those remembered of its prompt, as published; "
+        "this epoch's of its prompt; the same for each label apart"
+    )
     advantage_clip: float = _positive("largest advantage, in standard deviations")
     updates_per_epoch: int = count("optimizer steps on each epoch's samples")
     batch_size: int = count("images in a sampling pass, (image, step) pairs in a training pass")
+    gradient_checkpointing: bool = Field(description="less memory for more time")
     timestep_fraction: float = _fraction("share of the trainable steps used in an update", gt=0)
     drop_last_steps: int = count("last, least noisy steps that are not trained", 0)
     step_weighting: Literal["none", "output"] = Field(
         description="weight of each step's log-ratio: none, or equal in model-output space"
     )
     max_grad_norm: float = _positive("gradient clipping")
+    max_failures: int = count("updates in a row that may be skipped because of NaN or infinity")
     rewards: dict[str, float] = Field(
         min_length=1, description="weights of hard, soft, tempered, diagnosis, exact"
     )
@@ -165,6 +199,7 @@ class DDPOConfig(Section):
     ema_decay: float = _fraction("decay of the averaged weights, which are kept")
     eval_every: int = count("epochs between evaluations on fixed noise")
     eval_images_per_prompt: int = count("images of each prompt in an evaluation")
+    alarm: AlarmConfig
     checkpoint_every: int = count("epochs between checkpoints")
     mixed_precision: Precision = Field(description="autocast of the UNet")
 
@@ -172,8 +207,15 @@ class DDPOConfig(Section):
     def _consistent(self) -> DDPOConfig:
         if self.drop_last_steps >= self.inference_steps:
             raise ValueError("drop_last_steps must be smaller than inference_steps")
+        trained = self.inference_steps - self.drop_last_steps
+        if self.stochastic_steps is not None and self.stochastic_steps > trained:
+            raise ValueError(
+                f"stochastic_steps must not exceed the {trained} steps that drop_last_steps leaves"
+            )
         if self.min_count > self.buffer_size:
             raise ValueError("min_count must not exceed buffer_size")
+        if self.kl_weight and self.method != "lora":
+            raise ValueError("kl_weight needs method: lora, whose adapters can be switched off")
         _check_names("rewards", list(self.rewards), REWARD_NAMES)
         return self
 
@@ -188,10 +230,3 @@ class AlignmentConfig(Section):
     bootstrap: int = count("bootstrap resamples for each interval", 100)
     seed: int = count("seed of the noise of the images", 0)
     mixed_precision: Precision = Field(description="autocast of the pipeline")
-
-
-def near(name: str, known: object) -> str:
-    """End of an error about an unknown name: the nearest known one, or all."""
-    names = [str(k) for k in known] if known else []
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

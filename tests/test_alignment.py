@@ -205,14 +205,14 @@ def paint(wanted):
     return np.broadcast_to((x * 255).astype(np.uint8)[:, None, None], (len(x), 4, 4, 3)).copy()
 
 
-def test_exact_match_kept_is_the_ratio_of_the_rates():
+def test_the_autoencoder_table_says_what_the_judge_finds_before_and_after():
     labels = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0]] * 10, float)
     originals, decoded = paint(labels), paint(labels)
     originals[0] = paint([[0, 1, 1]])[0]  # the judge errs on one of forty originals
     decoded[:10] = paint(1 - labels[:10])  # and on ten reconstructions
-    found = alignment.exact_match_kept(Judge(), originals, decoded, labels)
-    assert found.value == pytest.approx(30 / 39)
-    assert found.low < found.value < found.high and found.n == 40
+    table = alignment.autoencoder_table(Judge(), originals, decoded, labels)
+    assert table["original"].tolist() == [0] + [1] * 39
+    assert table["reconstruction"].tolist() == [0] * 10 + [1] * 30
 
 
 def test_best_guidance_maximizes_apr_and_prefers_the_smaller_of_equals(monkeypatch):

@@ -95,7 +95,7 @@ def train(
         },
         history=history,
     )
-    _checkpoint(folder).unlink(missing_ok=True)
+    training.discard_checkpoint(_checkpoint(folder))
     return load_classifier(folder)  # bit for bit what another process will load
 
 

@@ -1,23 +1,29 @@
-"""Per-prompt advantages: how much better an image is than others of the same prompt.
+"""Advantages: how much better an image is than others of the same prompt.
 
-Computed in float64: a group's rewards differ in the third digit once the policy is good.
+An advantage rule is any function
+
+    rule(prompt_ids (N,), rewards (N, L) float64, statistics) -> advantages (N,) float64
+
+of a whole epoch, all processes together. A reward that is a single number has L = 1; the named
+ones can be asked for one column per label. Add your own to ``RULES``. All is computed in float64:
+a group's rewards differ in the third digit once the policy is good.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 
 class PromptStatistics:
-    """Running mean and standard deviation of the reward of each prompt (arXiv 2305.13301, §5.4).
+    """The last ``buffer_size`` rewards of every prompt (arXiv 2305.13301, §5.4).
 
-    Keeps the last ``buffer_size`` rewards of every prompt. A prompt seen fewer than ``min_count``
-    times is judged against the whole batch instead. A standard deviation below ``min_std`` counts
-    as ``min_std``: where every image is good, the differences that are left are noise, and dividing
-    by their small spread would make them as loud as the failures of other prompts.
+    A prompt seen fewer than ``min_count`` times is judged against the whole batch instead. A
+    standard deviation below ``min_std`` counts as ``min_std``: where every image is good, the
+    differences that are left are noise, and dividing by their small spread would make them as loud
+    as the failures of other prompts.
     """
 
     def __init__(self, buffer_size: int, min_count: int, min_std: float = 0.0) -> None:
@@ -28,22 +34,24 @@ class PromptStatistics:
         self.buffer_size, self.min_count, self.min_std = buffer_size, min_count, min_std
         self.rewards: dict[int, deque[float]] = {}
 
-    def advantages(
-        self, prompt_ids: Sequence[int], rewards: Sequence[float], clip: float
-    ) -> np.ndarray:
-        """Take in a batch and return its advantages (N,) float64, clipped to ± ``clip``."""
-        prompt_ids, rewards = np.asarray(prompt_ids), np.asarray(rewards, np.float64)
-        if not np.isfinite(rewards).all():
-            bad = np.flatnonzero(~np.isfinite(rewards))
-            raise FloatingPointError(f"reward of images {bad[:8].tolist()} in the batch not finite")
-        result = np.empty_like(rewards)
-        for prompt in np.unique(prompt_ids):
-            mine = prompt_ids == prompt
+    def extend(self, ids: np.ndarray, rewards: np.ndarray) -> None:
+        """Remember the rewards (N,) of images of the prompts ``ids`` (N,)."""
+        for prompt in np.unique(ids):
             buffer = self.rewards.setdefault(int(prompt), deque(maxlen=self.buffer_size))
-            buffer.extend(rewards[mine].tolist())
-            reference = np.array(buffer) if len(buffer) >= self.min_count else rewards
-            result[mine] = normalize(rewards[mine], reference, self.min_std)
-        return result.clip(-clip, clip)
+            buffer.extend(rewards[ids == prompt].tolist())
+
+    def known(self, prompt: int) -> np.ndarray | None:
+        """The remembered rewards of a prompt, or None if there are fewer than ``min_count``."""
+        buffer = self.rewards.get(int(prompt), ())
+        return np.array(buffer) if len(buffer) >= self.min_count else None
+
+    def spread(self, prompt: int) -> float:
+        """How much there is to learn of a prompt: its standard deviation, at least ``min_std``.
+
+        1, which no reward between 0 and 1 can reach, for a prompt that is not known yet.
+        """
+        known = self.known(prompt)
+        return 1.0 if known is None else max(float(known.std()), self.min_std)
 
     def state_dict(self) -> dict[int, list[float]]:
         return {prompt: list(buffer) for prompt, buffer in self.rewards.items()}
@@ -60,3 +68,72 @@ def normalize(
     if spread < eps:
         return np.zeros_like(values)
     return (values - reference.mean()) / max(spread, min_std)
+
+
+def running(ids: np.ndarray, rewards: np.ndarray, statistics: PromptStatistics) -> np.ndarray:
+    """The paper's: against all that is remembered of the prompt, this epoch included."""
+    rewards, result = rewards.mean(1), np.zeros(len(ids))
+    for prompt in np.unique(ids):
+        mine = ids == prompt
+        known = statistics.known(prompt)
+        reference = rewards if known is None else known
+        result[mine] = normalize(rewards[mine], reference, statistics.min_std)
+    return result
+
+
+def group(ids: np.ndarray, rewards: np.ndarray, statistics: PromptStatistics) -> np.ndarray:
+    """Against this epoch's images of the prompt alone, as GRPO does (arXiv 2402.03300)."""
+    rewards, result = rewards.mean(1), np.zeros(len(ids))
+    for prompt in np.unique(ids):
+        mine = ids == prompt
+        result[mine] = normalize(rewards[mine], rewards[mine], statistics.min_std)
+    return result
+
+
+def per_label(ids: np.ndarray, rewards: np.ndarray, statistics: PromptStatistics) -> np.ndarray:
+    """Each label against this epoch's images of the prompt, then their sum over sqrt(L).
+
+    A label that varies little in a group then counts as much as one that varies a lot. Independent
+    labels give a sum of variance L, hence the square root.
+    """
+    columns = [group(ids, column[:, None], statistics) for column in rewards.T]
+    return np.sum(columns, axis=0) / np.sqrt(len(columns))
+
+
+Rule = Callable[[np.ndarray, np.ndarray, PromptStatistics], np.ndarray]
+# What the key `ddpo.advantages` of a preset may name.
+RULES: dict[str, Rule] = {"running": running, "group": group, "per_label": per_label}
+
+
+def advantages(
+    rule: Rule,
+    prompt_ids: Sequence[int],
+    rewards: np.ndarray,
+    statistics: PromptStatistics,
+    clip: float,
+) -> np.ndarray:
+    """Advantages (N,) float64 by ``rule``, clipped to ± ``clip``; the rewards are remembered.
+
+    Raises:
+        FloatingPointError: a reward is not finite. Nothing has been remembered of it then.
+    """
+    ids, rewards = np.asarray(prompt_ids), np.asarray(rewards, np.float64).reshape(len(rewards), -1)
+    if not np.isfinite(rewards).all():
+        bad = np.flatnonzero(~np.isfinite(rewards).all(1))
+        raise FloatingPointError(f"reward of images {bad[:8].tolist()} in the batch not finite")
+    statistics.extend(ids, rewards.mean(1))
+    return rule(ids, rewards, statistics).clip(-clip, clip)
+
+
+def allocate(spread: Sequence[float], images: int, least: int) -> np.ndarray:
+    """How many of ``images`` each prompt gets (P,): ``least``, and the rest as its spread is.
+
+    Sampling where values vary most lowers the variance of a stratified mean (Neyman 1934).
+    """
+    spread = np.asarray(spread, np.float64)
+    rest = images - least * len(spread)
+    exact = rest * spread / spread.sum()
+    counts = np.floor(exact).astype(int)
+    largest_remainders = np.argsort(counts - exact, kind="stable")[: rest - counts.sum()]
+    counts[largest_remainders] += 1
+    return counts + least

@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Loss (), and for the log: ratio (B,), fraction clipped (), approximate KL ()."""
+    """Of each sample (B,): loss, and for the log importance ratio, whether clipped, KL."""
 
     loss: Tensor
     ratio: Tensor
-    clip_fraction: Tensor
+    clipped: Tensor
     approx_kl: Tensor
 
 
@@ -25,7 +25,7 @@ def clipped_surrogate(
     clip_range: float,
     weight: Tensor | float = 1.0,
 ) -> Surrogate:
-    """mean of max(-A·r, -A·clip(r, 1 ± clip_range)), with r = exp(weight · (log p - log p_old)).
+    """max(-A·r, -A·clip(r, 1 ± clip_range)), with r = exp(weight · (log p - log p_old)).
 
     Args:
         log_prob, old_log_prob: per-dimension mean log-probabilities (B,).
@@ -36,8 +36,17 @@ def clipped_surrogate(
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     advantage = advantage.to(ratio)
-    loss = torch.maximum(-advantage * ratio, -advantage * clipped).mean()
+    loss = torch.maximum(-advantage * ratio, -advantage * clipped)
     with torch.no_grad():
-        outside = ((ratio - 1).abs() > clip_range).float().mean()
-        kl = ((ratio - 1) - log_ratio).mean()  # Schulman's non-negative estimator
+        outside = ((ratio - 1).abs() > clip_range).float()
+        kl = (ratio - 1) - log_ratio  # Schulman's non-negative estimator
     return Surrogate(loss, ratio.detach(), outside, kl)
+
+
+def gaussian_kl(mean: Tensor, reference_mean: Tensor, sigma: Tensor) -> Tensor:
+    """KL (B,) per dimension between N(mean, σ²) and N(reference_mean, σ²), σ (B,) positive.
+
+    KL = (μ - μ_ref)² / 2σ²       averaged over the dimensions, as the log-probabilities are
+    """
+    squared = ((mean - reference_mean) ** 2).flatten(1).mean(1)
+    return squared / (2 * sigma.to(squared) ** 2)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from diffusers import DDIMScheduler
@@ -69,19 +70,32 @@ class Steps:
         return weight / weight[self.stochastic].mean()
 
 
-def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int, eta: float) -> Steps:
-    """Coefficients of the steps that ``scheduler.step(..., eta=eta)`` would take."""
+def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int, eta: float | Tensor) -> Steps:
+    """Coefficients of the steps that ``scheduler.step(..., eta=eta)`` would take.
+
+    Args:
+        eta: stochasticity of every step, or of each (K,): 0 makes a step deterministic.
+
+    Raises:
+        ValueError: the scheduler predicts something else, or clips x0: a clipped step is no
+            Gaussian around a mean that is linear in the model output.
+    """
+    config = scheduler.config
+    for name in ("clip_sample", "thresholding"):
+        if config.get(name):
+            raise ValueError(f"scheduler: {name} is true; DDPO's steps need it false")
     scheduler.set_timesteps(num_inference_steps)
     timestep = scheduler.timesteps.cpu()
     alphas = scheduler.alphas_cumprod.double().cpu()
-    previous = timestep - scheduler.config.num_train_timesteps // num_inference_steps
+    previous = timestep - config.num_train_timesteps // num_inference_steps
     final = torch.as_tensor(scheduler.final_alpha_cumprod).double()
     alpha = alphas[timestep]
     alpha_prev = torch.where(previous >= 0, alphas[previous.clamp(min=0)], final)
-    sigma = eta * ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)).clamp(min=0).sqrt()
+    variance = (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
+    sigma = torch.as_tensor(eta).double() * variance.clamp(min=0).sqrt()
     a, s = alpha.sqrt(), (1 - alpha).sqrt()
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-    kind = scheduler.config.prediction_type
+    kind = config.prediction_type
     if kind == "epsilon":
         x0_x, x0_out, eps_x, eps_out = 1 / a, -s / a, zero, one
     elif kind == "v_prediction":
@@ -137,6 +151,14 @@ def log_prob(sample: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
     return (-0.5 * squared - sigma.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
 
 
+class Transition(NamedTuple):
+    """One step of the policy for B latents."""
+
+    action: Tensor  # x_{t-1} (B, C, h, w)
+    log_prob: Tensor  # (B,), 0 where the step is deterministic
+    mean: Tensor  # μ (B, C, h, w)
+
+
 def replay(
     denoiser: Denoiser,
     steps: Steps,
@@ -147,27 +169,29 @@ def replay(
     guidance_scale: float,
     action: Tensor | None = None,
     noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One policy step: take ``action`` if given, else μ + σ·noise; return it with its log-prob.
+    storage: torch.dtype = torch.float32,
+) -> Transition:
+    """One policy step: take ``action`` if given, else μ + σ·noise, and score it.
 
     Rollout and training both come through here, so they cannot disagree on a log-probability.
 
     Args:
         k: step of each sample, () or (B,) long.
-        latents: x_t (B, C, h, w) float32.
-
-    Returns:
-        action x_{t-1} (B, C, h, w), log-probability (B,); 0 where the step is deterministic.
+        latents: x_t (B, C, h, w), computed with in float32.
+        storage: a new action is rounded to what can be stored of it before it is scored: what is
+            replayed later is then exactly what was scored.
     """
+    latents = latents.float()
     output = guided_output(
         denoiser, latents, steps.timestep[k], embeds, null_embeds, guidance_scale
     )
     mean, sigma = step_mean(steps, k, latents, output), steps.sigma[k]
     if action is None:
-        action = mean + _per_sample(sigma, mean) * noise
+        action = (mean + _per_sample(sigma, mean) * noise).to(storage)
     density = steps.stochastic[k].to(mean.device).expand(len(mean))
     safe = torch.where(steps.stochastic[k], sigma, 1.0)
-    return action, torch.where(density, log_prob(action, mean, safe), 0.0)
+    score = log_prob(action.float(), mean, safe)
+    return Transition(action.float(), torch.where(density, score, 0.0), mean)
 
 
 @dataclass(frozen=True)
@@ -186,13 +210,18 @@ def rollout(
     embeds: Tensor,
     null_embeds: Tensor,
     guidance_scale: float,
-    generator: torch.Generator,
+    storage: torch.dtype = torch.float32,
 ) -> Trajectory:
-    """Sample a whole trajectory from initial ``noise`` (B, C, h, w) under the current policy."""
-    latents, log_probs = [noise], []
+    """Sample whole trajectories under the current policy.
+
+    Args:
+        noise: standard normal (B, K+1, C, h, w): the first latents, then the noise of each step.
+        storage: dtype in which the latents are kept.
+    """
+    first = noise[:, 0].to(storage)
+    latents, log_probs = [first], []
     for k in range(len(steps)):
-        z = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
-        action, lp = replay(
+        step = replay(
             denoiser,
             steps,
             torch.tensor(k),
@@ -200,8 +229,9 @@ def rollout(
             embeds,
             null_embeds,
             guidance_scale,
-            noise=z,
+            noise=noise[:, k + 1],
+            storage=storage,
         )
-        latents.append(action)
-        log_probs.append(lp)
+        latents.append(step.action.to(storage))
+        log_probs.append(step.log_prob)
     return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1))

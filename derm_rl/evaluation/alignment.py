@@ -168,20 +168,6 @@ def autoencoder_table(
     )
 
 
-def exact_match_kept(
-    judge: LabelClassifier,
-    originals: np.ndarray,
-    reconstructions: np.ndarray,
-    labels: np.ndarray,
-    n: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """What an autoencoder keeps: the judge's exact-match rate on reconstructions over originals."""
-    table = autoencoder_table(judge, originals, reconstructions, labels)
-    pairs = table[["reconstruction", "original"]].to_numpy()
-    return bootstrap.interval(pairs, bootstrap.ratio, n=n, seed=seed)
-
-
 def best_guidance(
     pipeline: StableDiffusionPipeline,
     judge: LabelClassifier,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from derm_rl import prompts, training
 from derm_rl.io import read_json, write_json
-from derm_rl.pipeline import as_uint8
+from derm_rl.pipeline import as_uint8, image_size
 
 
 def generate(
@@ -50,7 +50,7 @@ def generate(
     """
     texts = [prompts.render(finding) for finding in findings for _ in range(images_per_prompt)]
     indices = [i for _ in findings for i in range(images_per_prompt)]
-    size = size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    size = size or image_size(pipeline)
     shape = (len(texts), size, size, 3)
     settings = dict(
         num_inference_steps=inference_steps, guidance_scale=guidance_scale, eta=eta,

@@ -11,7 +11,7 @@ from derm_rl.figures.alignment import apr_heatmap, attributes, before_after
 from derm_rl.figures.canvas import Picture
 from derm_rl.figures.classifiers import autoencoder, classifier_roc
 from derm_rl.figures.data import data_counts, data_sheet, phantom_truth, shared_lesions
-from derm_rl.figures.training import ddpo_curves, finetune_loss, finetune_samples
+from derm_rl.figures.training import ddpo_curves, ddpo_steps, finetune_loss, finetune_samples
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -20,7 +20,7 @@ BY_STAGE: dict[str, tuple[Callable[[Config], Picture | None], ...]] = {
     "01_data": (data_sheet, phantom_truth, data_counts, shared_lesions),
     "02_reward_classifier": (classifier_roc, autoencoder),
     "03_finetune_stable_diffusion": (finetune_loss, finetune_samples),
-    "04_ddpo": (ddpo_curves,),
+    "04_ddpo": (ddpo_curves, ddpo_steps),
     "05_alignment": (before_after, apr_heatmap, attributes),
 }
 

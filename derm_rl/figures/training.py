@@ -106,11 +106,14 @@ def _generate(config: Config, source, findings, n: int, out) -> np.ndarray:
 
 
 def ddpo_curves(config: Config) -> Picture:
-    """Reward, what the independent judge says of the same images, clip fraction and KL."""
+    """Reward, the independent judge, clipping and KL; and what a hacked reward would change."""
     log = read_csv(config.require(DDPO) / "log.csv")
-    fig, grid = axes(2, 2, 4.4, 2.7, sharex=True)
-    (reward, judge), (clip, kl) = grid
-    _line(reward, log, "reward", "training samples", BEFORE)
+    fig, grid = axes(2, 3, 4.2, 2.7, sharex=True)
+    (reward, judge, clip), (gap, look, kl) = grid
+    scales = log["guidance_scale"].dropna().unique()
+    for scale, colour in zip(scales, COLOURS[::-1], strict=False):
+        rows = log[log["guidance_scale"] == scale]
+        _line(reward, rows, "reward", f"training samples, guidance {scale:g}", colour)
     _line(reward, log, "eval_reward", "fixed noise, averaged weights", AFTER)
     reward.set(title="reward (what is optimized)")
     _line(judge, log, "eval_reward_hard", "labels right, reward classifier", COLOURS[0])
@@ -118,14 +121,40 @@ def ddpo_curves(config: Config) -> Picture:
     _line(judge, log, "eval_judge_apr", "all artifacts right, judge (APR)", COLOURS[2])
     judge.set(title="the judge (never optimized)")
     _line(clip, log, "clip_fraction", "share of clipped ratios", COLOURS[0])
-    clip.set(title="clip fraction", xlabel="epoch")
+    clip.set(title="clip fraction")
     _line(kl, log, "approx_kl", "approximate KL", COLOURS[4])
-    kl.set(title="approximate KL of an epoch's updates", xlabel="epoch")
-    for ax in (reward, judge, clip, kl):
+    kl.set(title="approximate KL of an epoch's updates")
+    limits = config.ddpo.alarm
+    _line(gap, log, "drift_gap", "reward's minus judge's labels right", AFTER)
+    gap.axhline(limits.gap, color=BEFORE, linestyle="--", linewidth=0.8, label="alarm")
+    gap.set(title="gap to the judge, since stage 1")
+    for name, colour in zip(("saturation", "edges", "diversity"), COLOURS, strict=False):
+        _line(look, log, f"drift_{name}", name, colour)
+    for side in (-limits.look, limits.look):
+        look.axhline(side, color=BEFORE, linestyle="--", linewidth=0.8)
+    look.set(title="look of the images since stage 1 (log2)")
+    for ax in (reward, judge, clip, gap, look, kl):
         plain(ax)
-    for ax in (reward, judge):
+    for ax in (gap, look, kl):
+        ax.set(xlabel="epoch")
+    for ax in (reward, judge, gap, look):
         ax.legend(fontsize=7)
     save_fig(fig, "ddpo_curves", log, config)
+    return fig
+
+
+def ddpo_steps(config: Config) -> Picture:
+    """Clip fraction and KL of every denoising step, epoch by epoch: where the policy moves."""
+    from seaborn import heatmap
+
+    steps = read_csv(config.require(DDPO) / "steps.csv")
+    fig, (row,) = axes(1, 2, 5.2, 2.9, sharey=True)
+    for ax, column in zip(row, ("clip_fraction", "approx_kl"), strict=True):
+        values = steps.pivot(index="timestep", columns="epoch", values=column)
+        heatmap(values.sort_index(ascending=False), ax=ax, cmap="viridis", vmin=0)
+        ax.set(title=column.replace("_", " "), ylabel="timestep (noisy at the top)")
+        ax.tick_params(axis="y", labelsize=7, rotation=0)
+    save_fig(fig, "ddpo_steps", steps, config)
     return fig
 
 

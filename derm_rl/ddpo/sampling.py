@@ -1,0 +1,141 @@
+"""What the policy is asked for, and how its answers come about: roll out, decode, reward."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from derm_rl import rewards
+from derm_rl.ddpo.alarm import look, thumbnails
+from derm_rl.ddpo.policy import Steps, Transition, ddim_steps, replay, rollout
+from derm_rl.pipeline import decode_latents, encode_prompts
+from derm_rl.settings import DDPOConfig
+from derm_rl.training import generator
+
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the policy is asked for and how it is judged."""
+
+    texts: list[str]  # P prompts
+    wanted: Tensor  # (P, L) labels each prompt asks for
+    reward: rewards.Reward  # trained on
+    watched: dict[str, rewards.Reward]  # only measured: the judge
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of this process and how they came about."""
+
+    prompt: Tensor  # (B,) long
+    latents: Tensor  # (B, K+1, C, h, w)
+    log_probs: Tensor  # (B, K)
+    rewards: Tensor  # (B, L), their mean over L is the reward
+    thumbnails: Tensor  # (B, D) small images
+    scores: dict[str, Tensor]  # (B,) each: the reward, what is watched, the look of the images
+
+
+class Policy:
+    """A pipeline's UNet as a policy over prompts: sampling, scoring, the model pass of both."""
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        accelerator: Accelerator,
+        task: Task,
+        settings: DDPOConfig,
+    ) -> None:
+        self.pipe, self.accelerator, self.task, self.settings = pipe, accelerator, task, settings
+        self.embeds = encode_prompts(pipe, task.texts)  # once: the text encoder is not trained
+        self.null = encode_prompts(pipe, [""])
+        self.shape = (pipe.unet.config.in_channels, *[pipe.unet.config.sample_size] * 2)
+        self.storage = STORAGE[settings.latents_dtype]
+        self.steps: Steps
+        self.guidance_scale: float
+        self.for_evaluation()
+
+    def for_evaluation(self) -> None:
+        """From here on, sample as in use: every step stochastic, the last guidance scale."""
+        settings = self.settings
+        self.guidance_scale = settings.guidance_scales[-1]
+        self.steps = ddim_steps(self.pipe.scheduler, settings.inference_steps, settings.eta)
+
+    def for_epoch(self, epoch: int, *seeds: int | str) -> None:
+        """From here on, sample as the settings say for this epoch: its guidance, its window."""
+        settings = self.settings
+        self.guidance_scale = settings.guidance_scales[epoch % len(settings.guidance_scales)]
+        steps, size = settings.inference_steps, settings.stochastic_steps
+        eta = torch.full((steps,), settings.eta)
+        if size is not None:
+            last = steps - settings.drop_last_steps - size
+            random = generator(*seeds, epoch, "window")
+            start = torch.randint(last + 1, (), generator=random).item()
+            eta[:start] = eta[start + size :] = 0.0
+        self.steps = ddim_steps(self.pipe.scheduler, steps, eta)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return self.pipe.unet(latents, timestep, embeds, return_dict=False)[0]
+
+    @contextmanager
+    def reference(self):
+        """Inside, the policy is what it was before training: its adapters are off."""
+        self.pipe.unet.disable_adapters()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.pipe.unet.enable_adapters()
+
+    @torch.no_grad()
+    def sample(self, prompt: Tensor, number: Tensor, *seeds: int | str) -> Batch:
+        """Roll out, decode and judge one image for each entry of ``prompt`` (B,).
+
+        ``number`` (B,) names each image among those of all processes. With ``seeds`` it gives the
+        image's own noise, so how many processes or passes share the work changes no image.
+        """
+        self.pipe.unet.eval()
+        parts = []
+        size = self.settings.batch_size
+        for ids, numbers in zip(prompt.split(size), number.split(size), strict=True):
+            shape = (len(self.steps) + 1, *self.shape)
+            noise = [torch.randn(shape, generator=generator(*seeds, int(n))) for n in numbers]
+            path = rollout(
+                self.denoise, self.steps, torch.stack(noise).to(self.pipe.device),
+                self.embeds[ids], self.null, self.guidance_scale, self.storage,
+            )  # fmt: skip
+            images = decode_latents(self.pipe, path.latents[:, -1].float())
+            wanted = self.task.wanted[ids].to(images.device)
+            terms = rewards.per_label(self.task.reward)(images, wanted).float()
+            watched = {n: f(images, wanted).float() for n, f in self.task.watched.items()}
+            scores = {"reward": terms.mean(1), **watched, **look(images)}
+            parts.append(
+                Batch(ids, path.latents, path.log_probs, terms, thumbnails(images), scores)
+            )
+        return _join(parts)
+
+    def replay(self, batch: Batch, image: Tensor, k: Tensor) -> Transition:
+        """Step ``k`` (n,) of ``image`` (n,) again, as the current weights see it."""
+        return replay(
+            self.denoise,
+            self.steps,
+            k,
+            batch.latents[image, k],
+            self.embeds[batch.prompt[image]],
+            self.null,
+            self.guidance_scale,
+            action=batch.latents[image, k + 1],
+        )
+
+
+def _join(parts: list[Batch]) -> Batch:
+    names = [field.name for field in fields(Batch) if field.name != "scores"]
+    scores = {name: torch.cat([p.scores[name] for p in parts]) for name in parts[0].scores}
+    return Batch(**{n: torch.cat([getattr(p, n) for p in parts]) for n in names}, scores=scores)

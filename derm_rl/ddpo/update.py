@@ -1,0 +1,208 @@
+"""The update of DDPO: clipped gradient steps on one epoch's samples, and what is logged of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from derm_rl.ddpo.advantages import PromptStatistics
+from derm_rl.ddpo.loss import Surrogate, clipped_surrogate, gaussian_kl
+from derm_rl.ddpo.sampling import Batch, Policy
+from derm_rl.training import generator
+
+# How far the importance ratio may be from 1 before anything has been updated. In bf16 and fp16 the
+# order of a sum depends on the batch's shape; the model output moves by its rounding, 2^-8 or
+# 2^-11 of its size, and the mean per-dimension log-probability by that over σ, averaged.
+ON_POLICY = {"no": 1e-6, "bf16": 1e-3, "fp16": 1e-3}
+
+
+class OffPolicyError(RuntimeError):
+    """Replay does not see what was sampled: the gradient would be of something else."""
+
+
+@dataclass
+class State:
+    """Everything that an epoch hands to the next."""
+
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel
+    statistics: PromptStatistics
+    accelerator: Accelerator
+    rows: list[dict] = field(default_factory=list)  # of log.csv, one an epoch
+    steps: list[dict] = field(default_factory=list)  # of steps.csv, one an epoch and step
+    timing: list[dict] = field(default_factory=list)  # of timing.csv, one an epoch
+    failures: int = 0  # updates in a row that were skipped because something was not finite
+
+    def state_dict(self) -> dict:
+        scaler = self.accelerator.scaler
+        return {
+            "parameters": [p.detach().cpu() for p in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "statistics": self.statistics.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "rows": self.rows,
+            "steps": self.steps,
+            "timing": self.timing,
+            "failures": self.failures,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+            parameter.data.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.statistics.load_state_dict(state["statistics"])
+        if state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.rows, self.steps, self.timing = state["rows"], state["steps"], state["timing"]
+        self.failures = state["failures"]
+
+
+def update(
+    policy: Policy, batch: Batch, advantage: np.ndarray, state: State, seed: int, epoch: int
+) -> dict[str, float]:
+    """Several clipped gradient steps on one epoch's samples; returns what is logged of them.
+
+    The images are split into ``updates_per_epoch`` parts; each part gives one optimizer step over
+    a random ``timestep_fraction`` of its trained steps, in passes of ``batch_size`` (image, step)
+    pairs. Images without advantage carry no gradient and cost no pass.
+
+    Args:
+        batch: this process's images.
+        advantage: (B,) of the images of all processes.
+    """
+    settings, steps, accelerator = policy.settings, policy.steps, state.accelerator
+    world, rank = accelerator.num_processes, accelerator.process_index
+    random = generator(seed, epoch, "update")
+    trainable = torch.nonzero(steps.stochastic[: len(steps) - settings.drop_last_steps])[:, 0]
+    if not len(trainable):
+        raise ValueError(
+            "no denoising step left to train: lower ddpo.drop_last_steps="
+            f"{settings.drop_last_steps} or raise ddpo.eta={settings.eta}"
+        )
+    per_image = max(1, round(settings.timestep_fraction * len(trainable)))
+    advantage = torch.from_numpy(advantage)
+    order = torch.randperm(len(advantage), generator=random)
+    choice = torch.rand(len(advantage), len(trainable), generator=random).argsort(1)[:, :per_image]
+    tally, norms, failed, deviation = Tally(len(steps), accelerator.device), [], 0, 0.0
+    policy.pipe.unet.train()
+    for part in order.chunk(settings.updates_per_epoch):
+        part = part[advantage[part] != 0]
+        if not len(part):
+            continue
+        mine = part[part % world == rank]
+        image = (mine // world).repeat_interleave(per_image)
+        k, a = trainable[choice[mine].flatten()], advantage[mine].repeat_interleave(per_image)
+        size = settings.batch_size
+        for i, j, weight in zip(image.split(size), k.split(size), a.split(size), strict=True):
+            loss, surrogate = loss_of(policy, batch, i, j, weight)
+            accelerator.backward(loss.sum() / (len(part) * per_image))
+            tally.add(j, loss.detach(), surrogate)
+        if not norms:  # nothing has been updated yet
+            deviation = check_on_policy(tally, accelerator, epoch)
+        for parameter in state.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if world > 1:
+                parameter.grad = accelerator.reduce(parameter.grad, "sum")
+        norm = accelerator.clip_grad_norm_(state.parameters, settings.max_grad_norm)
+        norms.append(float(norm))
+        if torch.isfinite(norm):
+            state.optimizer.step()
+            state.ema.step(state.parameters)
+            state.failures = 0
+        else:
+            failed, state.failures = failed + 1, state.failures + 1
+            if accelerator.scaler:  # it lowers its scale
+                state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+    sums = accelerator.reduce(tally.sums, "sum")
+    for step, row in enumerate(means(sums)):
+        if row:
+            at = {"epoch": epoch, "step": step, "timestep": int(steps.timestep[step])}
+            state.steps.append(at | row)
+    overall = means(sums.sum(0, keepdim=True))[0]
+    overall.pop("ratio", None)  # of all steps together it says nothing
+    finite = [n for n in norms if np.isfinite(n)]
+    return overall | {
+        "grad_norm": float(np.mean(finite)) if finite else 0.0,
+        "on_policy_deviation": deviation,
+        "failed_updates": failed,
+        "skipped_images": int((advantage == 0).sum()),
+    }
+
+
+def loss_of(
+    policy: Policy, batch: Batch, image: Tensor, k: Tensor, advantage: Tensor
+) -> tuple[Tensor, Surrogate]:
+    """Loss (n,) of step ``k`` (n,) of ``image`` (n,): the surrogate, and what drifting costs."""
+    settings, steps = policy.settings, policy.steps
+    now = policy.replay(batch, image, k)
+    old = batch.log_probs[image, k]
+    weight = steps.output_weight[k].to(old) if settings.step_weighting == "output" else 1.0
+    surrogate = clipped_surrogate(now.log_prob, old, advantage, settings.clip_range, weight)
+    if settings.kl_weight == 0:
+        return surrogate.loss, surrogate
+    with policy.reference():
+        before = policy.replay(batch, image, k)
+    drift = gaussian_kl(now.mean, before.mean, steps.sigma[k])
+    return surrogate.loss + settings.kl_weight * drift, surrogate
+
+
+class Tally:
+    """Sums by denoising step (K, 5): pairs, loss, ratio, clipped, approximate KL."""
+
+    NAMES = ("loss", "ratio", "clip_fraction", "approx_kl")
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.sums = torch.zeros(steps, 1 + len(self.NAMES), dtype=torch.float64, device=device)
+        self.largest = torch.zeros((), device=device)  # |ratio - 1|
+
+    def add(self, k: Tensor, loss: Tensor, surrogate: Surrogate) -> None:
+        values = [torch.ones_like(loss), loss, surrogate.ratio, surrogate.clipped]
+        rows = torch.stack([*values, surrogate.approx_kl], 1).to(self.sums)
+        self.sums.index_add_(0, k.to(rows.device), rows)
+        self.largest = torch.maximum(self.largest, (surrogate.ratio - 1).abs().max())
+
+
+def means(sums: Tensor) -> list[dict[str, float]]:
+    """Of each row of a :class:`Tally` the means by name; empty where nothing was trained."""
+    return [
+        dict(zip(Tally.NAMES, (row[1:] / row[0]).tolist(), strict=True)) if row[0] else {}
+        for row in sums.cpu()
+    ]
+
+
+def check_on_policy(tally: Tally, accelerator: Accelerator, epoch: int) -> float:
+    """Largest |ratio - 1| before the first update, of all processes.
+
+    Raises:
+        OffPolicyError: it is larger than rounding explains.
+    """
+    deviation = accelerator.gather(tally.largest[None]).max().item()
+    bound = ON_POLICY[accelerator.mixed_precision]
+    if not deviation <= bound:
+        raise OffPolicyError(
+            f"epoch {epoch}: the importance ratio is {deviation:.1e} away from 1 before any update "
+            f"(at most {bound:.0e} is rounding). What is trained on is not what was sampled: look "
+            "for dropout, another dtype, or a model pass that depends on more than its inputs"
+        )
+    return deviation
+
+
+def check_failures(state: State, most: int, folder: Path) -> None:
+    """Stop when ``most`` updates in a row had to be skipped."""
+    if state.failures >= most:
+        raise FloatingPointError(
+            f"{state.failures} updates in a row had a reward, loss or gradient that is not finite; "
+            f"stopped (ddpo.max_failures={most}). The last checkpoint is in {folder}. Lower "
+            "ddpo.learning_rate, or look at the reward"
+        )

@@ -1,0 +1,264 @@
+"""What the DDPO engine promises: exact, unbreakable, the same on any number of processes."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_tiny import brightness, settings_of, task_of
+
+from derm_rl import pipeline
+from derm_rl.ddpo import trainer
+from derm_rl.ddpo.sampling import Policy
+from derm_rl.ddpo.update import OffPolicyError
+from derm_rl.io import read_csv
+from derm_rl.training import accelerator_of, previous
+
+WORKER = Path(__file__).with_name("train_tiny.py")
+RESULTS = ("weights.safetensors", "log.csv", "steps.csv")
+
+
+def train(folder, out, reward=brightness, callback=None, **changes):
+    pipe = pipeline.load(folder)
+    log = trainer.train(
+        pipe, task_of(reward), settings_of(**changes), out, 0, progress=False, callback=callback
+    )
+    return pipe, log
+
+
+def weights(pipe):
+    return torch.cat([p.detach().flatten() for p in pipe.unet.parameters()])
+
+
+def distance(one, other):
+    return (weights(one) - weights(other)).abs().max().item()
+
+
+def process(folder, out, changes="{}", reward="brightness", launch=()):
+    command = [sys.executable, *launch, str(WORKER), str(folder), str(out), changes, reward]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+def finish(running, seconds=240):
+    error = running.communicate(timeout=seconds)[1].decode()
+    assert running.returncode == 0, error[-3000:]
+    return error
+
+
+def test_a_run_killed_ten_times_ends_as_one_never_killed(tiny_pipeline_folder, tmp_path):
+    changes = '{"epochs": 60, "method": "lora"}'
+    finish(process(tiny_pipeline_folder, tmp_path / "whole", changes))
+    moments, kills, said = random.Random(0), 0, ""
+    (tmp_path / "torn").mkdir()
+    checkpoint = tmp_path / "torn/checkpoint.pt"
+    while kills < 10:
+        before = checkpoint.stat().st_mtime if checkpoint.exists() else None
+        running = process(tiny_pipeline_folder, tmp_path / "torn", changes)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and running.poll() is None:  # it trains and saves again
+            if checkpoint.exists() and checkpoint.stat().st_mtime != before:
+                break
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.2))
+        if running.poll() is not None:
+            break
+        running.kill()
+        said += running.communicate()[1].decode()
+        kills += 1
+    assert kills == 10, f"it ended after {kills} kills: {said[-2000:]}"
+    finish(process(tiny_pipeline_folder, tmp_path / "torn", changes))
+    for name in RESULTS:
+        assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "torn").glob(".checkpoint*")) or kills  # leftovers are no harm
+
+
+def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
+    tiny_pipeline_folder, tmp_path, capsys
+):
+    whole, log = train(tiny_pipeline_folder, tmp_path / "a")
+
+    def stop(row):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_pipeline_folder, tmp_path / "b", callback=stop)
+    checkpoint = tmp_path / "b/checkpoint.pt"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    seen = []
+    again, same = train(tiny_pipeline_folder, tmp_path / "b", callback=seen.append)
+    assert f"{checkpoint}: unreadable checkpoint" in capsys.readouterr().err
+    assert [row["epoch"] for row in seen] == [2, 3]  # three epochs were saved, the third is torn
+    assert distance(whole, again) == 0 and log.equals(same)
+    assert not previous(tmp_path / "c/checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("reward", ["brightness", "only_first_prompts"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method, reward):
+    """An odd number of images, and with the second reward one process often has nothing to do."""
+    changes = f'{{"method": "{method}", "images_per_prompt": 3, "epochs": 3}}'
+    two = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+           "--main_process_port", "0")  # fmt: skip
+    alone = process(tiny_pipeline_folder, tmp_path / "1", changes, reward)
+    both = process(tiny_pipeline_folder, tmp_path / "2", changes, reward, two)
+    finish(alone), finish(both)
+    one, other = (load_file(tmp_path / n / "weights.safetensors") for n in "12")
+    base = dict(pipeline.load(tiny_pipeline_folder).unet.named_parameters())
+    moved = max((one[n] - base[n]).abs().max().item() for n in one)
+    apart = max((one[n] - other[n]).abs().max().item() for n in one)
+    assert moved > 1e-4 and apart < moved / 50
+    logs = [read_csv(tmp_path / n / "log.csv") for n in "12"]
+    assert logs[0]["skipped_images"].equals(logs[1]["skipped_images"])
+    for name in ("reward", "eval_reward", "judge_brightness"):
+        np.testing.assert_allclose(logs[0][name], logs[1][name], atol=1e-4)
+
+
+def test_an_image_depends_on_its_number_alone(tiny_pipeline_folder):
+    settings = settings_of()
+    policies = [
+        Policy(pipeline.load(tiny_pipeline_folder), accelerator_of("no"), task_of(), s)
+        for s in (settings, settings.model_copy(update={"batch_size": 3}))
+    ]
+    prompt, number = torch.tensor([0, 1, 2, 3, 0]), torch.arange(5)
+    whole = policies[0].sample(prompt, number, "seed", 1)
+    parts = policies[1].sample(prompt[1::2], number[1::2], "seed", 1)
+    torch.testing.assert_close(whole.latents[1::2], parts.latents, rtol=0, atol=1e-5)
+    other = policies[0].sample(prompt, number, "seed", 2)
+    assert (other.latents - whole.latents).abs().max() > 1
+
+
+def test_what_is_not_finite_is_skipped_counted_and_in_the_end_stops_the_run(
+    tiny_pipeline_folder, tmp_path
+):
+    epoch = [0]
+
+    def sometimes(images, wanted):
+        bad = epoch[0] in (1, 2)
+        return torch.full((len(images),), float("nan")) if bad else brightness(images, wanted)
+
+    def count(row):
+        epoch[0] = row["epoch"] + 1
+
+    settings = {"eval_every": 100, "updates_per_epoch": 2}
+    _, log = train(
+        tiny_pipeline_folder, tmp_path / "a", sometimes, count, max_failures=5, **settings
+    )
+    assert log["failed_updates"].dropna().tolist() == [0, 2, 2, 0]
+    epoch[0] = 0
+    with pytest.raises(FloatingPointError, match=r"4 updates in a row .*max_failures=4"):
+        train(tiny_pipeline_folder, tmp_path / "b", sometimes, count, max_failures=4, **settings)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_pipeline_folder, tmp_path, monkeypatch):
+    from derm_rl.ddpo import update
+
+    real, calls = update.loss_of, [0]
+
+    def poisoned(*arguments):
+        loss, surrogate = real(*arguments)
+        calls[0] += 1
+        return (loss * float("inf") if calls[0] == 1 else loss), surrogate
+
+    monkeypatch.setattr(update, "loss_of", poisoned)
+    pipe, log = train(tiny_pipeline_folder, tmp_path)
+    assert log["failed_updates"].dropna().tolist() == [1, 0, 0, 0]
+    assert torch.isfinite(weights(pipe)).all() and np.isfinite(log["grad_norm"].dropna()).all()
+
+
+def test_a_policy_that_does_not_repeat_itself_is_found_out(
+    tiny_pipeline_folder, tmp_path, monkeypatch
+):
+    honest = Policy.denoise
+    calls = [0]
+
+    def forgetful(self, latents, timestep, embeds):
+        calls[0] += 1
+        return honest(self, latents, timestep, embeds) * (1 + 1e-3 * calls[0])
+
+    monkeypatch.setattr(Policy, "denoise", forgetful)
+    with pytest.raises(OffPolicyError, match="epoch 0: the importance ratio is .* away from 1"):
+        train(tiny_pipeline_folder, tmp_path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"latents_dtype": "bfloat16"}, {"mixed_precision": "bf16"}, {"gradient_checkpointing": True},
+    {"stochastic_steps": 2}, {"advantages": "group"}, {"advantages": "per_label"},
+    {"prompt_sampling": "spread"}, {"lora_layers": "all", "method": "lora"},
+    {"kl_weight": 0.1, "method": "lora"},
+], ids=str)  # fmt: skip
+def test_every_option_trains_and_starts_on_policy(tiny_pipeline_folder, tmp_path, changes):
+    pipe, log = train(tiny_pipeline_folder, tmp_path, **changes)
+    assert log["on_policy_deviation"].max() < (1e-3 if "mixed_precision" in changes else 1e-6)
+    assert (
+        log["clip_fraction"].dropna().between(0, 1).all() and (log["approx_kl"].dropna() >= 0).all()
+    )
+    assert distance(pipe, pipeline.load(tiny_pipeline_folder)) > 1e-5
+    steps = read_csv(tmp_path / "steps.csv")
+    per_epoch = steps.groupby("epoch").size()
+    assert (per_epoch == changes.get("stochastic_steps", per_epoch.max())).all()
+    assert set(steps) == {
+        "epoch",
+        "step",
+        "timestep",
+        "loss",
+        "ratio",
+        "clip_fraction",
+        "approx_kl",
+    }
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_pipeline_folder, tmp_path):
+    plain, _ = train(tiny_pipeline_folder, tmp_path / "a", epochs=2)
+    frugal, _ = train(tiny_pipeline_folder, tmp_path / "b", epochs=2, gradient_checkpointing=True)
+    assert distance(plain, frugal) < 1e-6
+
+
+def test_a_heavy_kl_holds_the_policy_where_it_was(tiny_pipeline_folder, tmp_path):
+    moved = {}
+    for weight in (0.0, 1e4):
+        pipe, _ = train(
+            tiny_pipeline_folder, tmp_path / str(weight), method="lora", kl_weight=weight, epochs=8,
+            clip_range=0.1,
+        )  # fmt: skip
+        policy = Policy(pipe, accelerator_of("no"), task_of(), settings_of())
+        sample = policy.sample(torch.arange(4), torch.arange(4), "check")
+        before = Policy(
+            pipeline.load(tiny_pipeline_folder), accelerator_of("no"), task_of(), settings_of()
+        ).sample(torch.arange(4), torch.arange(4), "check")
+        moved[weight] = (sample.latents - before.latents).abs().mean().item()
+    assert moved[1e4] < moved[0.0] / 2
+
+
+def test_images_given_to_a_reward_stay_as_they_are(tiny_pipeline_folder):
+    from derm_rl import classifier, rewards
+    from derm_rl.config import load
+
+    model = classifier.build(load("smoke").classifier.reward, ["hair", "MEL"], 16)
+    images, wanted = torch.rand(4, 3, 16, 16), torch.tensor([[0, 1], [1, 0], [1, 1], [0, 0]])
+    untouched = images.clone()
+    for name in rewards.REWARDS:
+        reward = rewards.build({name: 0.5, "hard": 1.0}, model)
+        terms = rewards.per_label(reward)(images, wanted)
+        torch.testing.assert_close(terms.mean(1), reward(images, wanted))
+    assert torch.equal(images, untouched)
+
+
+def test_kl_without_adapters_is_refused():
+    from derm_rl import config
+
+    with pytest.raises(ValueError, match="kl_weight needs method: lora"):
+        config.load("smoke", ["ddpo.method=full", "ddpo.kl_weight=0.1"])
+    with pytest.raises(ValueError, match="stochastic_steps must not exceed"):
+        config.load("smoke", ["ddpo.stochastic_steps=50"])

@@ -1,0 +1,63 @@
+"""Trains the tiny pipeline by DDPO, in a process of its own: to be killed, or by `accelerate`.
+
+    python tests/train_tiny.py PIPELINE OUT '{"epochs": 3}' [REWARD]
+
+Leaves ``OUT/weights.safetensors`` and the logs. Not a test; tests run it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from derm_rl import config, pipeline, prompts
+from derm_rl.ddpo import trainer
+
+SETTINGS = {
+    "epochs": 4, "images_per_prompt": 4, "prompts_per_epoch": None, "inference_steps": 4,
+    "batch_size": 16, "updates_per_epoch": 2, "timestep_fraction": 1.0, "drop_last_steps": 0,
+    "checkpoint_every": 1, "eval_every": 2, "eval_images_per_prompt": 3, "min_count": 2,
+    "guidance_scales": [2.0],
+}  # fmt: skip
+
+
+def settings_of(**changes):
+    return config.load("smoke").ddpo.model_copy(update=SETTINGS | changes)
+
+
+def brightness(images, wanted):
+    return images.mean((1, 2, 3))
+
+
+def only_first_prompts(images, wanted):
+    """Varies for prompts without hair alone; all others have no advantage."""
+    return torch.where(wanted[:, 0] > 0, torch.zeros(len(images)), brightness(images, wanted))
+
+
+def task_of(reward=brightness):
+    findings = prompts.all_prompts()[:4]
+    names = ["hair", "gel_bubble", "ruler", "ink", "MEL"]
+    return trainer.Task(
+        texts=[prompts.render(f) for f in findings],
+        wanted=torch.tensor([prompts.labels(f, names) for f in findings]),
+        reward=reward,
+        watched={"judge_brightness": brightness},
+    )
+
+
+def main(folder, out, changes="{}", reward="brightness"):
+    torch.set_num_threads(1)
+    pipe = pipeline.load(folder)
+    task = task_of(globals()[reward])
+    settings = settings_of(**json.loads(changes))
+    trainer.train(pipe, task, settings, Path(out), 0, progress=False)
+    if PartialState().is_main_process:
+        weights = {name: p.detach().contiguous() for name, p in pipe.unet.named_parameters()}
+        save_file(weights, Path(out) / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
