@@ -148,11 +148,8 @@ class DDPOConfig(Section):
         description="layers with adapters: attention as published, or residual blocks too"
     )
     epochs: int = count("rounds of sample, reward, advantage, update")
-    images_per_prompt: int = count("images of each prompt in an epoch, on average", 2)
+    images_per_prompt: int = count("images of each prompt in an epoch", 2)
     prompts_per_epoch: int | None = Field(ge=1, description="random prompts an epoch; null = all")
-    prompt_sampling: Literal["even", "spread"] = Field(
-        description="as many images of every prompt, or more where its rewards spread more"
-    )
     inference_steps: int = count("denoising steps of a sample", 2)
     eta: float = _fraction("stochasticity of DDIM; 1 as published", gt=0)
     stochastic_steps: int | None = Field(

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from derm_rl.ddpo import policy
-from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, allocate, normalize
+from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, normalize
 from derm_rl.ddpo.loss import clipped_surrogate, gaussian_kl
 
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -182,19 +182,6 @@ def test_advantages_are_clipped_and_zero_without_spread():
         assert len(tracker.rewards[0]) == 60  # nothing was remembered of the bad batch
     with pytest.raises(ValueError, match="min_count"):
         PromptStatistics(4, 5)
-
-
-@given(
-    st.lists(st.floats(0.01, 1), min_size=1, max_size=40),
-    st.integers(1, 9),
-    st.integers(0, 9),
-)
-def test_images_are_allotted_in_proportion_to_the_spread(spread, least, more):
-    images = len(spread) * (least + more)
-    counts = allocate(spread, images, least)
-    assert counts.sum() == images and counts.min() >= least
-    exact = least + len(spread) * more * np.array(spread) / np.sum(spread)
-    assert (np.abs(counts - exact) < 1).all()
 
 
 def test_the_surrogate_in_closed_form():

@@ -45,14 +45,6 @@ class PromptStatistics:
         buffer = self.rewards.get(int(prompt), ())
         return np.array(buffer) if len(buffer) >= self.min_count else None
 
-    def spread(self, prompt: int) -> float:
-        """How much there is to learn of a prompt: its standard deviation, at least ``min_std``.
-
-        1, which no reward between 0 and 1 can reach, for a prompt that is not known yet.
-        """
-        known = self.known(prompt)
-        return 1.0 if known is None else max(float(known.std()), self.min_std)
-
     def state_dict(self) -> dict[int, list[float]]:
         return {prompt: list(buffer) for prompt, buffer in self.rewards.items()}
 
@@ -123,17 +115,3 @@ def advantages(
         raise FloatingPointError(f"reward of images {bad[:8].tolist()} in the batch not finite")
     statistics.extend(ids, rewards.mean(1))
     return rule(ids, rewards, statistics).clip(-clip, clip)
-
-
-def allocate(spread: Sequence[float], images: int, least: int) -> np.ndarray:
-    """How many of ``images`` each prompt gets (P,): ``least``, and the rest as its spread is.
-
-    Sampling where values vary most lowers the variance of a stratified mean (Neyman 1934).
-    """
-    spread = np.asarray(spread, np.float64)
-    rest = images - least * len(spread)
-    exact = rest * spread / spread.sum()
-    counts = np.floor(exact).astype(int)
-    largest_remainders = np.argsort(counts - exact, kind="stable")[: rest - counts.sum()]
-    counts[largest_remainders] += 1
-    return counts + least

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from derm_rl import classifier, data, prompts, rewards
 from derm_rl.config import Config
 from derm_rl.ddpo import alarm
-from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, allocate
+from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages
 from derm_rl.ddpo.sampling import Batch, Policy, Task
 from derm_rl.ddpo.update import State, check_failures, update
 from derm_rl.io import write_csv
@@ -109,7 +109,6 @@ def train(
         disable=not (progress and main),
     )
     for epoch in bar:
-        began = time.perf_counter()
         row: dict[str, float] = {"epoch": epoch}
         for group in state.optimizer.param_groups:
             group["lr"] = cosine_learning_rate(
@@ -120,9 +119,10 @@ def train(
             if sound_alarm(row, settings, bar) and settings.alarm.stop:
                 break
 
+        began = time.perf_counter()
         policy.for_epoch(epoch, seed)
         row["guidance_scale"] = policy.guidance_scale
-        every = epoch_prompts(len(task.texts), settings, state.statistics, seed, epoch)
+        every = epoch_prompts(len(task.texts), settings, seed, epoch)
         batch, shared = share_out(policy, every, seed, "rollout", epoch)
         reward, _ = shared.pop("rewards"), shared.pop("thumbnails")
         sampled = time.perf_counter()
@@ -162,18 +162,11 @@ def train(
     return log
 
 
-def epoch_prompts(
-    prompts_in_all: int, settings: DDPOConfig, statistics: PromptStatistics, seed: int, epoch: int
-) -> Tensor:
+def epoch_prompts(prompts_in_all: int, settings: DDPOConfig, seed: int, epoch: int) -> Tensor:
     """Prompt ids (B,) of one epoch: a fresh random subset, or all, each several times in a row."""
     order = torch.randperm(prompts_in_all, generator=generator(seed, "prompts", epoch))
     chosen = order[: settings.prompts_per_epoch or prompts_in_all]
-    each = settings.images_per_prompt
-    if settings.prompt_sampling == "even":
-        return chosen.repeat_interleave(each)
-    spread = [statistics.spread(p) for p in chosen.tolist()]
-    counts = allocate(spread, len(chosen) * each, least=max(2, each // 2))
-    return chosen.repeat_interleave(torch.from_numpy(counts))
+    return chosen.repeat_interleave(settings.images_per_prompt)
 
 
 def share_out(
