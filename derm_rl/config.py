@@ -42,6 +42,7 @@ class Config(Section):
     name: str = Field(description="name of the preset")
     description: str = Field(description="what it is for")
     seed: int = count("seed of everything that is trained", 0)
+    processes: int = count("processes that fine-tune and run DDPO: one a GPU, or some on the CPU")
     image_size: int = Field(ge=16, description="side of the square images, in pixels")
     data: DataConfig
     classifier: ClassifierConfig
@@ -94,12 +95,13 @@ class Config(Section):
 
 
 _DATA = ("seed", "image_size", "data")
+_TUNED = (*_DATA, "processes", "pipeline", "finetune")
 STAGES: dict[str, tuple[str, ...]] = {
     "01_data": _DATA,
     "02_reward_classifier": (*_DATA, "classifier", "pipeline"),
-    "03_finetune_stable_diffusion": (*_DATA, "pipeline", "finetune"),
-    "04_ddpo": (*_DATA, "classifier", "pipeline", "finetune", "ddpo"),
-    "05_alignment": (*_DATA, "classifier", "pipeline", "finetune", "ddpo", "alignment"),
+    "03_finetune_stable_diffusion": _TUNED,
+    "04_ddpo": (*_TUNED, "classifier", "ddpo"),
+    "05_alignment": (*_TUNED, "classifier", "ddpo", "alignment"),
 }
 
 

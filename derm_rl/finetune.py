@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
@@ -30,7 +31,9 @@ from derm_rl.training import (
     discard_checkpoint,
     generator,
     identity,
+    launched,
     load_checkpoint,
+    main,
     merge_lora,
     prepare_unet,
     save_checkpoint,
@@ -216,6 +219,8 @@ def run(config: Config, progress: bool = True) -> Path:
 
     folder = config.stage_dir(STAGE)
     folder.mkdir(parents=True, exist_ok=True)
+    if launched(config, "derm_rl.finetune"):
+        return folder
     training = data.load(config, "diffusion")
     pipe = load(config.pipeline.base)
     set_image_size(pipe, config.image_size)
@@ -223,8 +228,13 @@ def run(config: Config, progress: bool = True) -> Path:
     captions = [prompts.render(finding) for finding in training.findings]
     cached = examples(pipe, training.images, captions, views)
     log = train(pipe, cached, config.finetune, folder, config.seed, progress=progress)
-    save(pipe, folder / "pipeline")
-    write_csv(folder / "log.csv", log)
-    discard_checkpoint(folder / "checkpoint.pt")
-    stamp(config, STAGE, images=len(training.images), captions=len(cached.captions))
+    if PartialState().is_main_process:
+        save(pipe, folder / "pipeline")
+        write_csv(folder / "log.csv", log)
+        discard_checkpoint(folder / "checkpoint.pt")
+        stamp(config, STAGE, images=len(training.images), captions=len(cached.captions))
     return folder
+
+
+if __name__ == "__main__":
+    main(run)

@@ -196,6 +196,9 @@ class DDPOConfig(Section):
     ema_decay: float = _fraction("decay of the averaged weights, which are kept")
     eval_every: int = count("epochs between evaluations on fixed noise")
     eval_images_per_prompt: int = count("images of each prompt in an evaluation")
+    eval_inference_steps: int | None = Field(
+        ge=2, description="denoising steps of an evaluation; null = as in training"
+    )
     alarm: AlarmConfig
     checkpoint_every: int = count("epochs between checkpoints")
     mixed_precision: Precision = Field(description="autocast of the UNet")

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,13 @@ from accelerate.utils import convert_outputs_to_fp32
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
+
+from derm_rl import paths
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+
+LAUNCHED = "DERM_RL_LAUNCHED"  # in the environment of the processes that train together
 
 # Linear and convolutional layers that get adapters, by the end of their name.
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # the attention projections, as in the paper
@@ -34,6 +42,32 @@ def accelerator_of(mixed_precision: str) -> Accelerator:
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(mixed_precision=mixed_precision)
+
+
+def launched(config: Config, module: str) -> bool:
+    """Whether ``module`` ran elsewhere: under `accelerate launch`, in ``config.processes``.
+
+    False, with nothing done, if the preset wants one process or this is one of those launched.
+    """
+    if config.processes == 1 or LAUNCHED in os.environ:
+        return False
+    cpu = [] if torch.cuda.is_available() else ["--cpu"]
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", *cpu, "--num_machines", "1",
+        "--num_processes", str(config.processes), "--mixed_precision", "no",
+        "--dynamo_backend", "no", "--main_process_port", "0", "-m", module,
+        config.name, str(config.data_root or ""), *config.overrides,
+    ]  # fmt: skip
+    subprocess.run(command, check=True, cwd=paths.ROOT, env=os.environ | {LAUNCHED: "1"})
+    return True
+
+
+def main(run: Callable[[Config], Path]) -> None:
+    """Run a stage in one of the processes that :func:`launched` starts."""
+    from derm_rl.config import load
+
+    preset, data_root, *overrides = sys.argv[1:]
+    run(load(preset, overrides, data_root or None))
 
 
 @contextmanager

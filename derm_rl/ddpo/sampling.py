@@ -65,7 +65,8 @@ class Policy:
         """From here on, sample as in use: every step stochastic, the last guidance scale."""
         settings = self.settings
         self.guidance_scale = settings.guidance_scales[-1]
-        self.steps = ddim_steps(self.pipe.scheduler, settings.inference_steps, settings.eta)
+        count = settings.eval_inference_steps or settings.inference_steps
+        self.steps = ddim_steps(self.pipe.scheduler, count, settings.eta)
 
     def for_epoch(self, epoch: int, *seeds: int | str) -> None:
         """From here on, sample as the settings say for this epoch: its guidance, its window."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
@@ -39,7 +40,9 @@ from derm_rl.training import (
     discard_checkpoint,
     generator,
     identity,
+    launched,
     load_checkpoint,
+    main,
     merge_lora,
     prepare_unet,
     save_checkpoint,
@@ -70,7 +73,7 @@ def train(
             is not finite. Single ones are skipped and counted.
     """
     accelerator = accelerator_of(settings.mixed_precision)
-    main = accelerator.is_main_process
+    first = accelerator.is_main_process
     for part in (pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).to(accelerator.device)
     parameters = prepare_unet(
@@ -106,7 +109,7 @@ def train(
         desc="DDPO",
         unit="epoch",
         mininterval=2,
-        disable=not (progress and main),
+        disable=not (progress and first),
     )
     for epoch in bar:
         row: dict[str, float] = {"epoch": epoch}
@@ -146,12 +149,12 @@ def train(
         seconds = {"sample": sampled - began, "update": updated - sampled}
         state.timing.append({"epoch": epoch} | {f"seconds_{k}": v for k, v in seconds.items()})
         last = epoch + 1 == settings.epochs
-        if main and (last or (epoch + 1) % settings.checkpoint_every == 0):
+        if first and (last or (epoch + 1) % settings.checkpoint_every == 0):
             save_checkpoint(checkpoint, state.state_dict(), mine)
     final = {"epoch": len(state.rows)} | evaluate(policy, state, seed)
     sound_alarm(final, settings, bar)
     log = pd.DataFrame([*state.rows, final])
-    if main:
+    if first:
         write_csv(folder / "log.csv", log)
         write_csv(folder / "steps.csv", pd.DataFrame(state.steps))
         write_csv(folder / "timing.csv", pd.DataFrame(state.timing))
@@ -244,9 +247,16 @@ def run(config: Config, progress: bool = True) -> Path:
 
     folder = config.stage_dir(STAGE)
     folder.mkdir(parents=True, exist_ok=True)
+    if launched(config, "derm_rl.ddpo.trainer"):
+        return folder
     pipe = load(config.require("03_finetune_stable_diffusion") / "pipeline")
     train(pipe, task_of(config), config.ddpo, folder, config.seed, progress=progress)
-    save(pipe, folder / "pipeline")
-    discard_checkpoint(folder / "checkpoint.pt")
-    stamp(config, STAGE, epochs=config.ddpo.epochs)
+    if PartialState().is_main_process:
+        save(pipe, folder / "pipeline")
+        discard_checkpoint(folder / "checkpoint.pt")
+        stamp(config, STAGE, epochs=config.ddpo.epochs)
     return folder
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,318 @@
+"""What the DDPO engine's speed is worth, and where its time goes, on this machine.
+
+    python benchmarks/ddpo.py recipes --seeds 0 1 2     the paper's recipe against the fast one
+    python benchmarks/ddpo.py speed                     share of the matmul peak, overhead, growth
+
+``recipes`` trains the same pipeline from the same seeds with the same reward, once as published
+(50 steps, guidance, every timestep, LoRA in attention, two updates an epoch) and once with what this
+repository offers, and asks how many UNet passes, and how many seconds, the fast one needs to reach
+the APR at which the paper's ends. All ratios are within one run: machines differ, and are noisy.
+Both write into ``benchmarks/results``; ``ddpo_<device>.json`` holds what was measured last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from derm_rl import config as presets
+from derm_rl import pipeline, provenance, reproduce
+from derm_rl.config import Config
+from derm_rl.ddpo import trainer, update
+from derm_rl.ddpo.sampling import Policy
+from derm_rl.io import read_csv, read_json, write_csv, write_json
+from derm_rl.paths import RUNS
+from derm_rl.settings import DDPOConfig
+from derm_rl.training import accelerator_of
+
+RESULTS = Path(__file__).parent / "results"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# 32 px images with 8 × 8 latents: small enough for 50 epochs of the paper's recipe.
+SMALL = ["image_size=32", "finetune.steps=600"]
+
+SHARED = {
+    "method": "lora", "images_per_prompt": 8, "prompts_per_epoch": None, "rewards": {"hard": 1.0},
+    "batch_size": 128, "eval_images_per_prompt": 8, "eval_inference_steps": 50,
+    "checkpoint_every": 1000, "mixed_precision": "bf16",
+}  # fmt: skip
+PAPER = SHARED | {
+    "lora_rank": 4, "lora_layers": "attention", "inference_steps": 50, "guidance_scales": [5.0],
+    "learning_rate": 3e-4, "learning_rate_floor": 1.0, "clip_range": 1e-4, "updates_per_epoch": 2,
+    "timestep_fraction": 1.0, "drop_last_steps": 0, "step_weighting": "none", "epochs": 50,
+    "advantages": "running", "buffer_size": 32, "min_count": 16, "min_std": 0.0, "eval_every": 5,
+}  # fmt: skip
+FAST = SHARED | {
+    "lora_rank": 16, "lora_layers": "all", "inference_steps": 12, "guidance_scales": [1.0, 5.0],
+    "learning_rate": 1.5e-3, "learning_rate_floor": 0.05, "clip_range": 1e-3,
+    "updates_per_epoch": 4, "timestep_fraction": 1.0, "drop_last_steps": 2,
+    "step_weighting": "output", "epochs": 40, "advantages": "group", "min_std": 0.05,
+    "eval_every": 2,
+}  # fmt: skip
+RECIPES = {"paper": PAPER, "fast": FAST}
+
+
+def prepared(seed: int) -> Config:
+    """Data, classifiers and stage 1 of the small setting."""
+    config = presets.load("demo", [*SMALL, *([f"seed={seed}"] if seed else [])])
+    for stage in ("01", "02", "03"):
+        reproduce.run(config, only=stage)
+    return config
+
+
+def stage1(config: Config):
+    return pipeline.load(config.require("03_finetune_stable_diffusion") / "pipeline")
+
+
+def unet_passes(settings: DDPOConfig, guidance_scale: float, skipped: int, prompts: int) -> float:
+    """UNet passes of an epoch. A backward pass counts as one more, as in the paper's 300 an image:
+    50 steps, two for guidance, sampled, run forward again, and back."""
+    images = prompts * settings.images_per_prompt
+    each = 2 if guidance_scale > 1 else 1
+    trained = round(
+        settings.timestep_fraction * (settings.inference_steps - settings.drop_last_steps)
+    )
+    return each * (images * settings.inference_steps + 2 * (images - skipped) * trained)
+
+
+def learning_curve(config: Config, recipe: str, changes: dict, seed: int) -> pd.DataFrame:
+    """APR by the judge against UNet passes and seconds of sampling and updating, one row an
+    evaluation; kept in ``runs``, so that a run that was broken off goes on."""
+    settings = config.ddpo.model_copy(update=RECIPES[recipe] | changes)
+    name = "-".join([recipe, *(f"{k}={v}" for k, v in changes.items()), str(seed)])
+    folder = RUNS / "benchmark_ddpo" / name
+    if not (folder / "curve.csv").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        task = trainer.task_of(config)
+        log = trainer.train(stage1(config), task, settings, folder, seed)
+        seconds = read_csv(folder / "timing.csv")
+        spent = [
+            unet_passes(settings, r.guidance_scale, r.skipped_images, len(task.texts))
+            for r in log.iloc[:-1].itertuples()
+        ]
+        log["unet_passes"] = np.cumsum([0, *spent])
+        log["seconds"] = np.cumsum([0, *(seconds["seconds_sample"] + seconds["seconds_update"])])
+        log["images_per_second_rollout"] = 8 * len(task.texts) / seconds["seconds_sample"].median()
+        log["images_per_second_update"] = 8 * len(task.texts) / seconds["seconds_update"].median()
+        rows = log.dropna(subset="eval_judge_apr")
+        columns = ["epoch", "unet_passes", "seconds", "eval_judge_apr", "eval_reward_hard",
+                   "images_per_second_rollout", "images_per_second_update"]  # fmt: skip
+        write_csv(folder / "curve.csv", rows[columns].assign(recipe=recipe, seed=seed))
+    return read_csv(folder / "curve.csv")
+
+
+def reached(curve: pd.DataFrame, target: float, column: str) -> float:
+    """``column`` where the APR, averaged over neighbouring evaluations, first reaches ``target``."""
+    smooth = curve["eval_judge_apr"].rolling(3, min_periods=1).mean()
+    above = np.flatnonzero(smooth >= target)
+    return float(curve[column].iloc[above[0]]) if len(above) else float("nan")
+
+
+def compare(seeds: list[int], tune: list[float]) -> dict:
+    """The paper's recipe at its best learning rate against the fast one; mean over seeds."""
+    ends = {}
+    for rate in tune:  # on the first seed: 15 epochs show whether a rate learns
+        changes = {"learning_rate": rate, "epochs": 15}
+        curve = learning_curve(prepared(seeds[0]), "paper", changes, seeds[0])
+        ends[rate] = float(curve["eval_judge_apr"].iloc[-2:].mean())
+    rate = max(ends, key=ends.get) if ends else PAPER["learning_rate"]
+    curves, rows = [], []
+    for seed in seeds:
+        config = prepared(seed)
+        paper = learning_curve(config, "paper", {"learning_rate": rate}, seed)
+        fast = learning_curve(config, "fast", {}, seed)
+        curves += [paper, fast]
+        target = float(paper["eval_judge_apr"].iloc[-3:].mean())
+        rows.append(
+            {"seed": seed, "paper_start": paper["eval_judge_apr"].iloc[0], "paper_end": target}
+            | {
+                f"{what}_ratio": paper[column].iloc[-1] / reached(fast, target, column)
+                for what, column in (("unet_passes", "unet_passes"), ("wall_time", "seconds"))
+            }
+        )
+    table = pd.DataFrame(rows)
+    write_csv(RESULTS / f"ddpo_{DEVICE}_curves.csv", pd.concat(curves))
+    write_csv(RESULTS / f"ddpo_{DEVICE}_recipes.csv", table)
+    print(table.to_string(index=False))
+    return {
+        "seeds": seeds,
+        "paper_learning_rates_tried": {f"{k:g}": v for k, v in ends.items()},
+        "paper_learning_rate": rate,
+        "unet_passes_ratio": mean_or_none(table["unet_passes_ratio"]),
+        "wall_time_ratio": mean_or_none(table["wall_time_ratio"]),
+    }
+
+
+def mean_or_none(values: pd.Series) -> float | None:
+    """Mean over seeds; None if one of them never got there."""
+    return None if values.isna().any() else float(values.mean())
+
+
+def best_seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def matmul_peak(dtype: torch.dtype, n: int = 2048) -> float:
+    """Floating point operations a second of the best square matrix product."""
+    a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+    return 2 * n**3 / best_seconds(lambda: a @ b)
+
+
+class Clock:
+    """Seconds spent inside the functions it wraps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable) -> Callable:
+        def timed(*arguments, **options):
+            began = time.perf_counter()
+            result = function(*arguments, **options)
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - began
+            return result
+
+        return timed
+
+
+def wider(pipe, factor: int):
+    """The pipeline with an untrained UNet of ``factor`` times the channels."""
+    plan = dict(pipe.unet.config)
+    plan["block_out_channels"] = [factor * c for c in plan["block_out_channels"]]
+    pipe.unet = type(pipe.unet).from_config(plan)
+    return pipe
+
+
+def epoch_time(config: Config, settings: DDPOConfig, factor: int = 1) -> dict[str, float]:
+    """Seconds of one epoch and its parts, and the UNet's operations a second."""
+    pipe = stage1(config)
+    pipe = wider(pipe, factor) if factor > 1 else pipe
+    accelerator, task = accelerator_of(settings.mixed_precision), trainer.task_of(config)
+    pipe.unet.requires_grad_(True)
+    with FlopCounterMode(display=False) as flops:
+        text = torch.zeros(1, 1, pipe.unet.config.cross_attention_dim)
+        size = pipe.unet.config.sample_size
+        x = torch.zeros(1, pipe.unet.config.in_channels, size, size)
+        tokens = pipe.tokenizer.model_max_length
+        pipe.unet(x, torch.tensor([1]), text.expand(1, tokens, -1))
+    one_pass = flops.get_total_flops()
+
+    passes, rest = Clock(), Clock()
+    honest = Policy.denoise, type(accelerator).backward, update.loss_of
+    from derm_rl.ddpo import sampling
+
+    decode = sampling.decode_latents
+    sampling.decode_latents = rest.around(decode)
+    Policy.denoise = passes.around(honest[0])
+    type(accelerator).backward = passes.around(honest[1])
+    task.reward.per_label = rest.around(task.reward.per_label)
+    watched = {name: rest.around(f) for name, f in task.watched.items()}
+    task = trainer.Task(task.texts, task.wanted, task.reward, watched)
+    try:
+        folder = RUNS / "benchmark_ddpo/speed"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        marks: list[tuple[float, float]] = []
+        trainer.train(
+            pipe, task, settings, folder, 0, progress=False,
+            callback=lambda row: marks.append((passes.seconds, rest.seconds)),
+        )  # fmt: skip
+    finally:
+        sampling.decode_latents = decode
+        Policy.denoise, type(accelerator).backward = honest[:2]
+    timing = read_csv(folder / "timing.csv")
+    seconds = float((timing["seconds_sample"] + timing["seconds_update"]).iloc[-1])
+    unet, models = (marks[-1][i] - marks[-2][i] for i in (0, 1))
+    counted = unet_passes(settings, settings.guidance_scales[0], 0, len(task.texts))
+    images = len(task.texts) * settings.images_per_prompt
+    trained = settings.inference_steps - settings.drop_last_steps
+    # Full fine-tuning: a backward pass is two forward ones, for activations and for weights.
+    forwards = counted + images * trained * (2 if settings.guidance_scales[0] > 1 else 1)
+    return {
+        "seconds": seconds,
+        "unet_seconds": unet,
+        "overhead": (seconds - unet - models) / seconds,
+        "unet_flops_per_second": one_pass * forwards / unet,
+    }
+
+
+def speed() -> dict:
+    """Share of the matmul peak, share of an epoch that is none of its models, growth."""
+    config = presets.load("demo")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+    plain = config.ddpo.model_copy(
+        update={"method": "full", "epochs": 3, "guidance_scales": [1.0], "eval_every": 1000,
+                "eval_images_per_prompt": 1, "checkpoint_every": 1000}
+    )  # fmt: skip
+    result: dict = {"peak_fraction": {}, "overhead_fraction": None}
+    for name, factor in (("demo", 1), ("wide", 4)):
+        smaller = plain.model_copy(update={"images_per_prompt": 2}) if factor > 1 else plain
+        found = epoch_time(config, smaller, factor)
+        peak = matmul_peak(dtype[plain.mixed_precision])
+        result["peak_fraction"][name] = found["unet_flops_per_second"] / peak
+        if factor == 1:
+            result["overhead_fraction"] = found["overhead"]
+        print(name, found, f"matmul peak {peak:.3g}/s", flush=True)
+    growth = []
+    for images in (2, 4, 8, 16, 32):
+        update_ = {"images_per_prompt": images, "epochs": 2}
+        found = epoch_time(config, plain.model_copy(update=update_))
+        growth.append({"images": 32 * images, "seconds": found["seconds"]})
+        print(growth[-1], flush=True)
+    table = pd.DataFrame(growth)
+    table["seconds_per_image"] = table["seconds"] / table["images"]
+    middle = statistics.median(table["seconds_per_image"])
+    write_csv(RESULTS / f"ddpo_{DEVICE}_growth.csv", table)
+    result["linearity_deviation"] = float((table["seconds_per_image"] / middle - 1).abs().max())
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("recipes", "speed"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--tune", type=float, nargs="*", default=[3e-4, 1e-3, 3e-3],
+        help="learning rates of the paper's recipe to try first (default: %(default)s)",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"ddpo_{DEVICE}.json"
+    work = (
+        partial(compare, arguments.seeds, arguments.tune) if arguments.what == "recipes" else speed
+    )
+    found = work()
+    facts = {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name()
+        if DEVICE == "cuda"
+        else f"{DEVICE}, {torch.get_num_threads()} threads",
+        "commit": provenance.commit(),
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    known = read_json(file) if file.is_file() else {}
+    write_json(file, known | {arguments.what: found | facts})
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
