@@ -4,9 +4,9 @@
     python benchmarks/ddpo.py speed                     share of the matmul peak, overhead, growth
 
 ``recipes`` trains the same pipeline from the same seeds with the same reward, once as published
-(50 steps, guidance, every timestep, LoRA in attention, two updates an epoch) and once with what this
-repository offers, and asks how many UNet passes, and how many seconds, the fast one needs to reach
-the APR at which the paper's ends. All ratios are within one run: machines differ, and are noisy.
+(50 steps, guidance, every timestep, LoRA in attention, two updates an epoch) and once with what
+this repository offers, and asks how many UNet passes, and how many seconds, the fast one needs to
+reach the APR at which the paper's ends. All ratios are within one run: machines are noisy.
 Both write into ``benchmarks/results``; ``ddpo_<device>.json`` holds what was measured last.
 """
 
@@ -18,7 +18,6 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from derm_rl import config as presets
 from derm_rl import pipeline, provenance, reproduce
 from derm_rl.config import Config
-from derm_rl.ddpo import trainer, update
+from derm_rl.ddpo import sampling, trainer
 from derm_rl.ddpo.sampling import Policy
 from derm_rl.io import read_csv, read_json, write_csv, write_json
 from derm_rl.paths import RUNS
@@ -112,7 +111,7 @@ def learning_curve(config: Config, recipe: str, changes: dict, seed: int) -> pd.
 
 
 def reached(curve: pd.DataFrame, target: float, column: str) -> float:
-    """``column`` where the APR, averaged over neighbouring evaluations, first reaches ``target``."""
+    """``column`` where the APR, a mean of three evaluations, first reaches ``target``."""
     smooth = curve["eval_judge_apr"].rolling(3, min_periods=1).mean()
     above = np.flatnonzero(smooth >= target)
     return float(curve[column].iloc[above[0]]) if len(above) else float("nan")
@@ -217,9 +216,7 @@ def epoch_time(config: Config, settings: DDPOConfig, factor: int = 1) -> dict[st
     one_pass = flops.get_total_flops()
 
     passes, rest = Clock(), Clock()
-    honest = Policy.denoise, type(accelerator).backward, update.loss_of
-    from derm_rl.ddpo import sampling
-
+    honest = Policy.denoise, type(accelerator).backward
     decode = sampling.decode_latents
     sampling.decode_latents = rest.around(decode)
     Policy.denoise = passes.around(honest[0])
@@ -297,10 +294,8 @@ def main() -> None:
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"ddpo_{DEVICE}.json"
-    work = (
-        partial(compare, arguments.seeds, arguments.tune) if arguments.what == "recipes" else speed
-    )
-    found = work()
+    recipes = arguments.what == "recipes"
+    found = compare(arguments.seeds, arguments.tune) if recipes else speed()
     facts = {
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name()

@@ -194,7 +194,8 @@ def test_a_policy_that_does_not_repeat_itself_is_found_out(
 
 @pytest.mark.parametrize("changes", [
     {"latents_dtype": "bfloat16"}, {"mixed_precision": "bf16"}, {"gradient_checkpointing": True},
-    {"stochastic_steps": 2}, {"eval_inference_steps": 7}, {"advantages": "group"}, {"advantages": "per_label"},
+    {"stochastic_steps": 2}, {"eval_inference_steps": 7},
+    {"advantages": "group"}, {"advantages": "per_label"},
     {"lora_layers": "all", "method": "lora"},
     {"kl_weight": 0.1, "method": "lora"},
 ], ids=str)  # fmt: skip
