@@ -263,3 +263,22 @@ def test_kl_without_adapters_is_refused():
         config.load("smoke", ["ddpo.method=full", "ddpo.kl_weight=0.1"])
     with pytest.raises(ValueError, match="stochastic_steps must not exceed"):
         config.load("smoke", ["ddpo.stochastic_steps=50"])
+
+
+def test_both_trainings_of_a_preset_run_in_two_processes(tmp_path, monkeypatch):
+    from derm_rl import config, data, finetune, paths
+    from derm_rl.evaluation import classification
+
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setenv("DERM_RL_RUNS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = config.load("smoke", ["processes=2"])
+    data.prepare(settings)
+    classification.run(settings)
+    for stage in (finetune, trainer):
+        folder = stage.run(settings)
+        assert (folder / "pipeline/model_index.json").is_file()
+        assert (folder / "stage.json").is_file() and not (folder / "checkpoint.pt").exists()
+    log = read_csv(folder / "log.csv")
+    assert len(log) == settings.ddpo.epochs + 1
+    assert log["on_policy_deviation"].max() < 1e-3
