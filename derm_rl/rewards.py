@@ -6,7 +6,8 @@ A reward is any function of images and wanted labels that returns one number per
 
 Write your own and hand it to the trainer, or weigh several with :func:`combine`. The images belong
 to the caller: they are resized and normalized in copies, never in place. A reward that is a mean
-over labels offers its terms, (N, L), as the function ``reward.per_label``.
+over labels offers its terms, (N, L), as the function ``reward.per_label``. ``soft``, ``tempered``
+and ``diagnosis`` can be differentiated through.
 """
 
 from __future__ import annotations
@@ -80,7 +81,6 @@ def soft(
         raise ValueError(f"floor of the soft reward must lie between 0 and 0.5, got {floor}")
     columns = list(range(len(classifier.label_names))) if columns is None else list(columns)
 
-    @torch.no_grad()
     def terms(images: Tensor, wanted: Tensor) -> Tensor:
         logits, wanted = _judge(classifier, images, wanted)
         log_likelihood = torch.nn.functional.logsigmoid(logits * (2 * wanted - 1))[:, columns]
@@ -105,7 +105,6 @@ def tempered(classifier: LabelClassifier, temperature: float = TEMPERATURE) -> R
     if not temperature > 0:
         raise ValueError(f"temperature of the tempered reward must be positive, got {temperature}")
 
-    @torch.no_grad()
     def terms(images: Tensor, wanted: Tensor) -> Tensor:
         logits, wanted = _judge(classifier, images, wanted)
         return torch.sigmoid(logits * (2 * wanted - 1) / temperature)

@@ -165,6 +165,11 @@ class DDPOConfig(Section):
     latents_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         description="how trajectories are kept; each action is rounded to it before it is scored"
     )
+    direct_steps: int | None = Field(
+        ge=1,
+        description="ascend the reward's own gradient through this many last steps instead of the "
+        "policy gradient (arXiv 2309.17400), for comparison; null = the policy gradient",
+    )
     learning_rate: float = _positive("AdamW")
     learning_rate_floor: float = _fraction("share of it at the end of a cosine; 1 = constant")
     weight_decay: float = _fraction("AdamW")
@@ -212,6 +217,8 @@ class DDPOConfig(Section):
             raise ValueError(
                 f"stochastic_steps must not exceed the {trained} steps that drop_last_steps leaves"
             )
+        if self.direct_steps is not None and self.direct_steps > self.inference_steps:
+            raise ValueError("direct_steps must not exceed inference_steps")
         if self.min_count > self.buffer_size:
             raise ValueError("min_count must not exceed buffer_size")
         if self.kl_weight and self.method != "lora":

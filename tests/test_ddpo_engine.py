@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from train_tiny import brightness, settings_of, task_of
 
 from derm_rl import pipeline
-from derm_rl.ddpo import trainer
+from derm_rl.ddpo import direct, trainer
 from derm_rl.ddpo.sampling import Policy
 from derm_rl.ddpo.update import OffPolicyError
 from derm_rl.io import read_csv
@@ -240,6 +240,35 @@ def test_a_heavy_kl_holds_the_policy_where_it_was(tiny_pipeline_folder, tmp_path
         ).sample(torch.arange(4), torch.arange(4), "check")
         moved[weight] = (sample.latents - before.latents).abs().mean().item()
     assert moved[1e4] < moved[0.0] / 2
+
+
+def test_the_direct_gradient_is_that_of_the_reward(tiny_pipeline_folder, tmp_path):
+    """It brightens images in a few steps; through more of the chain than the last step, too."""
+    for last in (1, 3):
+        _, log = train(
+            tiny_pipeline_folder, tmp_path / str(last), method="full", direct_steps=last, epochs=6,
+            learning_rate=3e-3, ema_decay=0.0,
+        )  # fmt: skip
+        evaluated = log["eval_reward"].dropna()
+        assert evaluated.iloc[-1] > evaluated.iloc[0] + 0.05
+        assert (log["failed_updates"].dropna() == 0).all()
+    policy = Policy(
+        pipeline.load(tiny_pipeline_folder), accelerator_of("no"), task_of(),
+        settings_of(direct_steps=2),
+    )  # fmt: skip
+    prompt = number = torch.arange(4)
+    drawn, _ = direct.draw(policy, prompt, number, "seed")
+    sampled = policy.sample(prompt, number, "seed")
+    latents = sampled.latents[:, -1]
+    torch.testing.assert_close(drawn, pipeline.decode_latents(policy.pipe, latents))
+
+
+def test_the_direct_gradient_needs_a_reward_that_has_one(tiny_pipeline_folder, tmp_path):
+    with pytest.raises(ValueError, match="needs a reward with a gradient"):
+        train(
+            tiny_pipeline_folder, tmp_path, lambda images, wanted: images.detach().mean((1, 2, 3)),
+            direct_steps=1,
+        )  # fmt: skip
 
 
 def test_images_given_to_a_reward_stay_as_they_are(tiny_pipeline_folder):

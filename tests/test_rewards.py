@@ -91,9 +91,13 @@ def test_images_and_wanted_labels_are_never_modified(name):
     assert x._version == version  # torch counts in-place changes, also those undone
 
 
-def test_rewards_carry_no_gradient():
+def test_smooth_rewards_have_a_gradient_and_steps_have_none():
     x = images([0.9, 0.2, 0.6]).requires_grad_()
-    assert not rewards.soft(Classifier())(x, torch.ones(1, 3)).requires_grad
+    for smooth in (rewards.soft, rewards.tempered):
+        (slope,) = torch.autograd.grad(smooth(Classifier())(x, torch.ones(1, 3)).sum(), x)
+        assert slope.abs().max() > 0
+    for step in (rewards.hard, rewards.exact):
+        assert not step(Classifier())(x, torch.ones(1, 3)).requires_grad
 
 
 def test_errors_say_what_to_do():

@@ -95,6 +95,12 @@ class Policy:
         finally:
             self.pipe.unet.enable_adapters()
 
+    def noise(self, number: Tensor, *seeds: int | str) -> Tensor:
+        """Noise (B, K+1, C, h, w) of these images: of their first latents, then of each step."""
+        shape = (len(self.steps) + 1, *self.shape)
+        each = [torch.randn(shape, generator=generator(*seeds, int(n))) for n in number]
+        return torch.stack(each).to(self.pipe.device)
+
     @torch.no_grad()
     def sample(self, prompt: Tensor, number: Tensor, *seeds: int | str) -> Batch:
         """Roll out, decode and judge one image for each entry of ``prompt`` (B,).
@@ -106,11 +112,9 @@ class Policy:
         parts = []
         size = self.settings.batch_size
         for ids, numbers in zip(prompt.split(size), number.split(size), strict=True):
-            shape = (len(self.steps) + 1, *self.shape)
-            noise = [torch.randn(shape, generator=generator(*seeds, int(n))) for n in numbers]
             path = rollout(
-                self.denoise, self.steps, torch.stack(noise).to(self.pipe.device),
-                self.embeds[ids], self.null, self.guidance_scale, self.storage,
+                self.denoise, self.steps, self.noise(numbers, *seeds), self.embeds[ids],
+                self.null, self.guidance_scale, self.storage,
             )  # fmt: skip
             images = decode_latents(self.pipe, path.latents[:, -1].float())
             wanted = self.task.wanted[ids].to(images.device)

@@ -28,6 +28,7 @@ from derm_rl import classifier, data, prompts, rewards
 from derm_rl.config import Config
 from derm_rl.ddpo import alarm
 from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages
+from derm_rl.ddpo.direct import direct_update
 from derm_rl.ddpo.sampling import Batch, Policy, Task
 from derm_rl.ddpo.update import State, check_failures, update
 from derm_rl.io import write_csv
@@ -126,20 +127,14 @@ def train(
         policy.for_epoch(epoch, seed)
         row["guidance_scale"] = policy.guidance_scale
         every = epoch_prompts(len(task.texts), settings, seed, epoch)
-        batch, shared = share_out(policy, every, seed, "rollout", epoch)
-        reward, _ = shared.pop("rewards"), shared.pop("thumbnails")
-        sampled = time.perf_counter()
-
-        if np.isfinite(reward).all():
-            rule, clip = RULES[settings.advantages], settings.advantage_clip
-            advantage = advantages(rule, every.tolist(), reward, state.statistics, clip)
-            row |= update(policy, batch, advantage, state, seed, epoch)
+        if settings.direct_steps:
+            sampled = began
+            row |= direct_update(policy, every, state, seed, epoch)
         else:
-            row |= {"failed_updates": settings.updates_per_epoch}
-            state.failures += settings.updates_per_epoch
+            batch, shared = share_out(policy, every, seed, "rollout", epoch)
+            sampled = time.perf_counter()
+            row |= policy_gradient(policy, batch, shared, every, state, seed, epoch)
         check_failures(state, settings.max_failures, folder)
-        row |= {"reward_std": float(shared["reward"].std())}
-        row |= {name: float(value.mean()) for name, value in shared.items()}
         state.rows.append(row)
 
         updated = time.perf_counter()
@@ -163,6 +158,29 @@ def train(
     merge_lora(pipe.unet)
     pipe.unet.eval()
     return log
+
+
+def policy_gradient(
+    policy: Policy,
+    batch: Batch,
+    everyone: dict[str, np.ndarray],
+    prompt: Tensor,
+    state: State,
+    seed: int,
+    epoch: int,
+) -> dict[str, float]:
+    """Advantages of an epoch's samples, and the updates they ask for; a row of the log."""
+    settings = policy.settings
+    reward = everyone["rewards"]
+    scores = {n: v for n, v in everyone.items() if n not in ("rewards", "thumbnails")}
+    row = {name: float(value.mean()) for name, value in scores.items()}
+    row["reward_std"] = float(scores["reward"].std())
+    if not np.isfinite(reward).all():
+        state.failures += settings.updates_per_epoch
+        return row | {"failed_updates": settings.updates_per_epoch}
+    rule, clip = RULES[settings.advantages], settings.advantage_clip
+    advantage = advantages(rule, prompt.tolist(), reward, state.statistics, clip)
+    return row | update(policy, batch, advantage, state, seed, epoch)
 
 
 def epoch_prompts(prompts_in_all: int, settings: DDPOConfig, seed: int, epoch: int) -> Tensor:

@@ -92,7 +92,7 @@ def update(
     advantage = torch.from_numpy(advantage)
     order = torch.randperm(len(advantage), generator=random)
     choice = torch.rand(len(advantage), len(trainable), generator=random).argsort(1)[:, :per_image]
-    tally, norms, failed, deviation = Tally(len(steps), accelerator.device), [], 0, 0.0
+    tally, norms, deviation = Tally(len(steps), accelerator.device), [], 0.0
     policy.pipe.unet.train()
     for part in order.chunk(settings.updates_per_epoch):
         part = part[advantage[part] != 0]
@@ -108,22 +108,7 @@ def update(
             tally.add(j, loss.detach(), surrogate)
         if not norms:  # nothing has been updated yet
             deviation = check_on_policy(tally, accelerator, epoch)
-        for parameter in state.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if world > 1:
-                parameter.grad = accelerator.reduce(parameter.grad, "sum")
-        norm = accelerator.clip_grad_norm_(state.parameters, settings.max_grad_norm)
-        norms.append(float(norm))
-        if torch.isfinite(norm):
-            state.optimizer.step()
-            state.ema.step(state.parameters)
-            state.failures = 0
-        else:
-            failed, state.failures = failed + 1, state.failures + 1
-            if accelerator.scaler:  # it lowers its scale
-                state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        norms.append(apply_gradients(state, settings.max_grad_norm))
     sums = accelerator.reduce(tally.sums, "sum")
     for step, row in enumerate(means(sums)):
         if row:
@@ -131,13 +116,39 @@ def update(
             state.steps.append(at | row)
     overall = means(sums.sum(0, keepdim=True))[0]
     overall.pop("ratio", None)  # of all steps together it says nothing
+    skipped = int((advantage == 0).sum())
+    return overall | {"on_policy_deviation": deviation, "skipped_images": skipped} | norm_row(norms)
+
+
+def apply_gradients(state: State, max_norm: float) -> float:
+    """One optimizer step with the gradients of all processes; skipped if they are not finite.
+
+    Returns their norm before clipping, which says whether it was.
+    """
+    accelerator = state.accelerator
+    for parameter in state.parameters:
+        if parameter.grad is None:  # this process had nothing to do, another one may have
+            parameter.grad = torch.zeros_like(parameter)
+        if accelerator.num_processes > 1:
+            parameter.grad = accelerator.reduce(parameter.grad, "sum")
+    norm = accelerator.clip_grad_norm_(state.parameters, max_norm)
+    if torch.isfinite(norm):
+        state.optimizer.step()
+        state.ema.step(state.parameters)
+        state.failures = 0
+    else:
+        state.failures += 1
+        if accelerator.scaler:  # it lowers its scale
+            state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def norm_row(norms: list[float]) -> dict[str, float]:
+    """What the log says of the gradient norms of an epoch's updates."""
     finite = [n for n in norms if np.isfinite(n)]
-    return overall | {
-        "grad_norm": float(np.mean(finite)) if finite else 0.0,
-        "on_policy_deviation": deviation,
-        "failed_updates": failed,
-        "skipped_images": int((advantage == 0).sum()),
-    }
+    mean = float(np.mean(finite)) if finite else 0.0
+    return {"grad_norm": mean, "failed_updates": len(norms) - len(finite)}
 
 
 def loss_of(
