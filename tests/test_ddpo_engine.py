@@ -1,7 +1,9 @@
 """What the DDPO engine promises: exact, unbreakable, the same on any number of processes."""
 
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -40,12 +42,32 @@ def distance(one, other):
     return (weights(one) - weights(other)).abs().max().item()
 
 
-def process(folder, out, changes="{}", reward="brightness", launch=()):
-    command = [sys.executable, *launch, str(WORKER), str(folder), str(out), changes, reward]
+TWO = (
+    "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+)  # fmt: skip
+
+
+def process(folder, out, launch=(), **changes):
+    command = [sys.executable, *launch, str(WORKER), str(folder), str(out), json.dumps(changes)]
     return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
+
+
+def kill_after_a_checkpoint(running, checkpoint, delay):
+    """SIGKILL a training, with all its processes, ``delay`` seconds after its next checkpoint."""
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and running.poll() is None:
+        if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+            break
+        time.sleep(0.01)
+    time.sleep(delay)
+    assert running.poll() is None, f"it ended by itself: {running.communicate()[1][-2000:]}"
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
 
 
 def finish(running, seconds=240):
@@ -55,30 +77,27 @@ def finish(running, seconds=240):
 
 
 def test_a_run_killed_ten_times_ends_as_one_never_killed(tiny_pipeline_folder, tmp_path):
-    changes = '{"epochs": 60, "method": "lora"}'
-    finish(process(tiny_pipeline_folder, tmp_path / "whole", changes))
-    moments, kills, said = random.Random(0), 0, ""
+    changes = {"epochs": 60, "method": "lora"}
+    finish(process(tiny_pipeline_folder, tmp_path / "whole", **changes))
+    moments = random.Random(0)
     (tmp_path / "torn").mkdir()
-    checkpoint = tmp_path / "torn/checkpoint.pt"
-    while kills < 10:
-        before = checkpoint.stat().st_mtime if checkpoint.exists() else None
-        running = process(tiny_pipeline_folder, tmp_path / "torn", changes)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and running.poll() is None:  # it trains and saves again
-            if checkpoint.exists() and checkpoint.stat().st_mtime != before:
-                break
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.2))
-        if running.poll() is not None:
-            break
-        running.kill()
-        said += running.communicate()[1].decode()
-        kills += 1
-    assert kills == 10, f"it ended after {kills} kills: {said[-2000:]}"
-    finish(process(tiny_pipeline_folder, tmp_path / "torn", changes))
+    for _ in range(10):  # while it samples, updates, evaluates, or writes the next checkpoint
+        running = process(tiny_pipeline_folder, tmp_path / "torn", **changes)
+        kill_after_a_checkpoint(running, tmp_path / "torn/checkpoint.pt", moments.uniform(0, 0.2))
+    finish(process(tiny_pipeline_folder, tmp_path / "torn", **changes))
     for name in RESULTS:
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not list((tmp_path / "torn").glob(".checkpoint*")) or kills  # leftovers are no harm
+
+
+def test_two_processes_killed_end_as_two_never_killed(tiny_pipeline_folder, tmp_path):
+    changes = {"epochs": 16, "images_per_prompt": 3}
+    finish(process(tiny_pipeline_folder, tmp_path / "whole", TWO, **changes))
+    (tmp_path / "torn").mkdir()
+    running = process(tiny_pipeline_folder, tmp_path / "torn", TWO, **changes)
+    kill_after_a_checkpoint(running, tmp_path / "torn/checkpoint.pt", 0.3)
+    finish(process(tiny_pipeline_folder, tmp_path / "torn", TWO, **changes))
+    for name in RESULTS:
+        assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
@@ -103,16 +122,15 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
     assert not previous(tmp_path / "c/checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("reward", ["brightness", "only_first_prompts"])
+@pytest.mark.parametrize("rule", ["running", "even_images"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method, reward):
-    """An odd number of images, and with the second reward one process often has nothing to do."""
-    changes = f'{{"method": "{method}", "images_per_prompt": 3, "epochs": 3}}'
-    two = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-           "--main_process_port", "0")  # fmt: skip
-    alone = process(tiny_pipeline_folder, tmp_path / "1", changes, reward)
-    both = process(tiny_pipeline_folder, tmp_path / "2", changes, reward, two)
+def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method, rule):
+    """Also where there is an odd number of images, or nothing to do for the second process."""
+    images = 3 if rule == "running" else 4
+    changes = {"method": method, "images_per_prompt": images, "epochs": 3, "advantages": rule}
+    changes |= {"prompts_per_epoch": 3}
+    alone = process(tiny_pipeline_folder, tmp_path / "1", **changes)
+    both = process(tiny_pipeline_folder, tmp_path / "2", TWO, **changes)
     finish(alone), finish(both)
     one, other = (load_file(tmp_path / n / "weights.safetensors") for n in "12")
     base = dict(pipeline.load(tiny_pipeline_folder).unet.named_parameters())
