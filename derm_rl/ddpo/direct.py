@@ -53,7 +53,9 @@ def direct_update(
     everyone = gather_object(scores)
     every = {name: np.concatenate([part[name] for part in everyone]) for name in everyone[0]}
     means = {name: float(value.mean()) for name, value in every.items()}
-    return means | {"reward_std": float(every["reward"].std())} | norm_row(norms)
+    # On policy by construction: what is drawn is trained on in the same pass.
+    fixed = {"on_policy_deviation": 0.0, "skipped_images": 0, "loss": -means["reward"]}
+    return means | {"reward_std": float(every["reward"].std())} | fixed | norm_row(norms)
 
 
 def draw(

@@ -120,7 +120,7 @@ def train(
             )
         if epoch % settings.eval_every == 0:
             row |= evaluate(policy, state, seed)
-            if sound_alarm(row, settings, bar) and settings.alarm.stop:
+            if sound_alarm(row, policy) and settings.alarm.stop:
                 break
 
         began = time.perf_counter()
@@ -147,11 +147,12 @@ def train(
         if first and (last or (epoch + 1) % settings.checkpoint_every == 0):
             save_checkpoint(checkpoint, state.state_dict(), mine)
     final = {"epoch": len(state.rows)} | evaluate(policy, state, seed)
-    sound_alarm(final, settings, bar)
+    sound_alarm(final, policy)
     log = pd.DataFrame([*state.rows, final])
     if first:
         write_csv(folder / "log.csv", log)
-        write_csv(folder / "steps.csv", pd.DataFrame(state.steps))
+        if state.steps:  # none under direct_steps
+            write_csv(folder / "steps.csv", pd.DataFrame(state.steps))
         write_csv(folder / "timing.csv", pd.DataFrame(state.timing))
     state.ema.copy_to(parameters)
     accelerator.wait_for_everyone()
@@ -230,12 +231,13 @@ def evaluate(policy: Policy, state: State, seed: int) -> dict[str, float]:
     return found | {f"drift_{name}": value for name, value in drift.items()}
 
 
-def sound_alarm(row: dict[str, float], settings: DDPOConfig, bar: tqdm) -> int:
+def sound_alarm(row: dict[str, float], policy: Policy) -> int:
     """Say on stderr what of an evaluation is past the limits; log and return how much it is."""
     drift = {name.removeprefix("drift_"): v for name, v in row.items() if name[:6] == "drift_"}
-    said = alarm.alarms(drift, settings.alarm)
-    for text in said:
-        bar.write(f"reward hacking alarm, epoch {row['epoch']}: {text}", file=sys.stderr)
+    said = alarm.alarms(drift, policy.settings.alarm)
+    if policy.accelerator.is_main_process:
+        for text in said:  # through tqdm, which moves its bar out of the way
+            tqdm.write(f"reward hacking alarm, epoch {row['epoch']}: {text}", file=sys.stderr)
     row["alarms"] = len(said)
     return len(said)
 

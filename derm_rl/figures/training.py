@@ -143,10 +143,15 @@ def ddpo_curves(config: Config) -> Picture:
     return fig
 
 
-def ddpo_steps(config: Config) -> Picture:
-    """Clip fraction and KL of every denoising step, epoch by epoch: where the policy moves."""
+def ddpo_steps(config: Config) -> Picture | None:
+    """Clip fraction and KL of every denoising step, epoch by epoch: where the policy moves.
+
+    None under ``ddpo.direct_steps``, which has no ratio to clip.
+    """
     from seaborn import heatmap
 
+    if config.ddpo.direct_steps:
+        return None
     steps = read_csv(config.require(DDPO) / "steps.csv")
     fig, (row,) = axes(1, 2, 5.2, 2.9, sharey=True)
     for ax, column in zip(row, ("clip_fraction", "approx_kl"), strict=True):
