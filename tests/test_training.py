@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from train_tiny import brightness, task_of
 
 from derm_rl import config, pipeline, prompts
 from derm_rl.ddpo import trainer
@@ -95,21 +96,6 @@ def test_a_torn_or_foreign_checkpoint_is_said_and_not_used(
         progress=False,
     )
     assert "unreadable checkpoint" in capsys.readouterr().err
-
-
-def brightness(images, wanted):
-    return images.mean((1, 2, 3))
-
-
-def task_of(reward):
-    findings = prompts.all_prompts()[:4]
-    names = ["hair", "gel_bubble", "ruler", "ink", "MEL"]
-    return trainer.Task(
-        texts=[prompts.render(f) for f in findings],
-        wanted=torch.tensor([prompts.labels(f, names) for f in findings]),
-        reward=reward,
-        watched={"judge_brightness": brightness},
-    )
 
 
 def test_ddpo_raises_a_reward_that_can_be_raised(tiny_pipeline_folder, tmp_path):
