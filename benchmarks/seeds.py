@@ -28,13 +28,18 @@ METRICS = (
 )
 
 
-def measure(preset: str, seed: int) -> dict[str, float]:
+def measure(preset: str, seed: int) -> dict[str, float | int | str]:
     """Headline metrics of one seed."""
     plain = config.load(preset)
     settings = plain if plain.seed == seed else config.load(preset, [f"seed={seed}"])
     reproduce.run(settings)
-    metrics = read_json(settings.figures_dir / "metrics.json")
-    return {"seed": seed} | {name: metrics[name]["value"] for name in METRICS}
+    return summarized(seed, read_json(settings.figures_dir / "metrics.json"))
+
+
+def summarized(seed: int, metrics: dict) -> dict[str, float | int | str]:
+    """A row of the table: the headline numbers of one seed, and the commit they are of."""
+    values = {name: metrics[name]["value"] for name in METRICS}
+    return {"seed": seed, **values, "commit": metrics[METRICS[0]]["commit"]}
 
 
 def mean_interval(values: np.ndarray) -> dict[str, float | int | None]:
