@@ -39,9 +39,6 @@ def even_images(ids, rewards, statistics):
     return np.where(number % 2, 0.0, advantages.group(ids, rewards, statistics))
 
 
-advantages.RULES["even_images"] = even_images
-
-
 def task_of(reward=brightness):
     findings = prompts.all_prompts()[:4]
     names = ["hair", "gel_bubble", "ruler", "ink", "MEL"]
@@ -55,6 +52,7 @@ def task_of(reward=brightness):
 
 def main(folder, out, changes="{}"):
     torch.set_num_threads(1)
+    advantages.RULES["even_images"] = even_images
     pipe, task = pipeline.load(folder), task_of()
     settings = settings_of(**json.loads(changes))
     trainer.train(pipe, task, settings, Path(out), 0, progress=False)
