@@ -13,16 +13,20 @@ Both write into ``benchmarks/results``; ``ddpo_<device>.json`` holds what was me
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from derm_rl import config as presets
@@ -33,7 +37,7 @@ from derm_rl.ddpo.sampling import Policy
 from derm_rl.io import read_csv, read_json, write_csv, write_json
 from derm_rl.paths import RUNS
 from derm_rl.settings import DDPOConfig
-from derm_rl.training import accelerator_of
+from derm_rl.training import discard_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,15 +77,19 @@ def stage1(config: Config):
     return pipeline.load(config.require("03_finetune_stable_diffusion") / "pipeline")
 
 
-def unet_passes(settings: DDPOConfig, guidance_scale: float, skipped: int, prompts: int) -> float:
-    """UNet passes of an epoch. A backward pass counts as one more, as in the paper's 300 an image:
-    50 steps, two for guidance, sampled, run forward again, and back."""
+def unet_passes(
+    settings: DDPOConfig, guidance_scale: float, skipped: int, prompts: int, backward: int = 1
+) -> int:
+    """UNet passes of an epoch. A backward pass counts as ``backward`` more; one gives the paper's
+    300 an image: 50 steps, two for guidance, sampled, run forward again, and back."""
     images = prompts * settings.images_per_prompt
     each = 2 if guidance_scale > 1 else 1
     trained = round(
         settings.timestep_fraction * (settings.inference_steps - settings.drop_last_steps)
     )
-    return each * (images * settings.inference_steps + 2 * (images - skipped) * trained)
+    return each * (
+        images * settings.inference_steps + (1 + backward) * (images - skipped) * trained
+    )
 
 
 def learning_curve(config: Config, recipe: str, changes: dict, seed: int) -> pd.DataFrame:
@@ -101,8 +109,9 @@ def learning_curve(config: Config, recipe: str, changes: dict, seed: int) -> pd.
         ]
         log["unet_passes"] = np.cumsum([0, *spent])
         log["seconds"] = np.cumsum([0, *(seconds["seconds_sample"] + seconds["seconds_update"])])
-        log["images_per_second_rollout"] = 8 * len(task.texts) / seconds["seconds_sample"].median()
-        log["images_per_second_update"] = 8 * len(task.texts) / seconds["seconds_update"].median()
+        images = settings.images_per_prompt * len(task.texts)
+        log["images_per_second_rollout"] = images / seconds["seconds_sample"].median()
+        log["images_per_second_update"] = images / seconds["seconds_update"].median()
         rows = log.dropna(subset="eval_judge_apr")
         columns = ["epoch", "unet_passes", "seconds", "eval_judge_apr", "eval_reward_hard",
                    "images_per_second_rollout", "images_per_second_update"]  # fmt: skip
@@ -119,15 +128,15 @@ def reached(curve: pd.DataFrame, target: float, column: str) -> float:
 
 def compare(seeds: list[int], tune: list[float]) -> dict:
     """The paper's recipe at its best learning rate against the fast one; mean over seeds."""
+    configs = {seed: prepared(seed) for seed in seeds}
     ends = {}
     for rate in tune:  # on the first seed: 15 epochs show whether a rate learns
         changes = {"learning_rate": rate, "epochs": 15}
-        curve = learning_curve(prepared(seeds[0]), "paper", changes, seeds[0])
+        curve = learning_curve(configs[seeds[0]], "paper", changes, seeds[0])
         ends[rate] = float(curve["eval_judge_apr"].iloc[-2:].mean())
     rate = max(ends, key=ends.get) if ends else PAPER["learning_rate"]
     curves, rows = [], []
-    for seed in seeds:
-        config = prepared(seed)
+    for seed, config in configs.items():
         paper = learning_curve(config, "paper", {"learning_rate": rate}, seed)
         fast = learning_curve(config, "fast", {}, seed)
         curves += [paper, fast]
@@ -205,45 +214,39 @@ def epoch_time(config: Config, settings: DDPOConfig, factor: int = 1) -> dict[st
     """Seconds of one epoch and its parts, and the UNet's operations a second."""
     pipe = stage1(config)
     pipe = wider(pipe, factor) if factor > 1 else pipe
-    accelerator, task = accelerator_of(settings.mixed_precision), trainer.task_of(config)
-    pipe.unet.requires_grad_(True)
-    with FlopCounterMode(display=False) as flops:
-        text = torch.zeros(1, 1, pipe.unet.config.cross_attention_dim)
-        size = pipe.unet.config.sample_size
-        x = torch.zeros(1, pipe.unet.config.in_channels, size, size)
-        tokens = pipe.tokenizer.model_max_length
-        pipe.unet(x, torch.tensor([1]), text.expand(1, tokens, -1))
+    task, plan = trainer.task_of(config), pipe.unet.config
+    x = torch.zeros(1, plan.in_channels, plan.sample_size, plan.sample_size)
+    text = torch.zeros(1, pipe.tokenizer.model_max_length, plan.cross_attention_dim)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        pipe.unet(x, torch.tensor([1]), text)
     one_pass = flops.get_total_flops()
 
     passes, rest = Clock(), Clock()
-    honest = Policy.denoise, type(accelerator).backward
-    decode = sampling.decode_latents
-    sampling.decode_latents = rest.around(decode)
-    Policy.denoise = passes.around(honest[0])
-    type(accelerator).backward = passes.around(honest[1])
     task.reward.per_label = rest.around(task.reward.per_label)
     watched = {name: rest.around(f) for name, f in task.watched.items()}
-    task = trainer.Task(task.texts, task.wanted, task.reward, watched)
-    try:
-        folder = RUNS / "benchmark_ddpo/speed"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-        marks: list[tuple[float, float]] = []
+    task = dataclasses.replace(task, watched=watched)
+    folder = RUNS / "benchmark_ddpo/speed"
+    folder.mkdir(parents=True, exist_ok=True)
+    discard_checkpoint(folder / "checkpoint.pt")
+    marks: list[tuple[float, float]] = []
+    with ExitStack() as patches:
+        for owner, name, clock in (
+            (Policy, "denoise", passes),
+            (Accelerator, "backward", passes),
+            (sampling, "decode_latents", rest),
+        ):
+            timed = clock.around(getattr(owner, name))
+            patches.enter_context(mock.patch.object(owner, name, timed))
         trainer.train(
             pipe, task, settings, folder, 0, progress=False,
             callback=lambda row: marks.append((passes.seconds, rest.seconds)),
         )  # fmt: skip
-    finally:
-        sampling.decode_latents = decode
-        Policy.denoise, type(accelerator).backward = honest[:2]
     timing = read_csv(folder / "timing.csv")
     seconds = float((timing["seconds_sample"] + timing["seconds_update"]).iloc[-1])
     unet, models = (marks[-1][i] - marks[-2][i] for i in (0, 1))
-    counted = unet_passes(settings, settings.guidance_scales[0], 0, len(task.texts))
-    images = len(task.texts) * settings.images_per_prompt
-    trained = settings.inference_steps - settings.drop_last_steps
     # Full fine-tuning: a backward pass is two forward ones, for activations and for weights.
-    forwards = counted + images * trained * (2 if settings.guidance_scales[0] > 1 else 1)
+    scale, prompts = settings.guidance_scales[0], len(task.texts)
+    forwards = unet_passes(settings, scale, 0, prompts, backward=2)
     return {
         "seconds": seconds,
         "unet_seconds": unet,
@@ -260,7 +263,7 @@ def speed() -> dict:
         update={"method": "full", "epochs": 3, "guidance_scales": [1.0], "eval_every": 1000,
                 "eval_images_per_prompt": 1, "checkpoint_every": 1000}
     )  # fmt: skip
-    result: dict = {"peak_fraction": {}, "overhead_fraction": None}
+    result: dict = {"peak_fraction": {}}
     for name, factor in (("demo", 1), ("wide", 4)):
         smaller = plain.model_copy(update={"images_per_prompt": 2}) if factor > 1 else plain
         found = epoch_time(config, smaller, factor)

@@ -20,7 +20,8 @@ from derm_rl import config as presets
 from derm_rl import pipeline, prompts, provenance, reproduce
 from derm_rl.ddpo import alarm, trainer
 from derm_rl.evaluation.generation import generate
-from derm_rl.figures.canvas import AFTER, BEFORE, COLOURS, PHANTOM, axes, plain, show
+from derm_rl.figures.canvas import AFTER, COLOURS, PHANTOM, Picture, plain, show
+from derm_rl.figures.training import drift_panels
 from derm_rl.io import atomic_path, write_csv, write_json
 from derm_rl.paths import RUNS
 
@@ -57,9 +58,7 @@ def main() -> None:
     heard = evaluated[evaluated["alarms"] > 0]
     said: list[str] = []
     if len(heard):
-        row = heard.iloc[0]
-        drift = {n.removeprefix("drift_"): row[n] for n in row.index if n.startswith("drift_")}
-        said = alarm.alarms(drift, config.ddpo.alarm)
+        said = alarm.alarms(alarm.drift_of(heard.iloc[0]), config.ddpo.alarm)
     facts = {
         "epochs": epochs,
         "first_alarm_epoch": int(heard["epoch"].iloc[0]) if len(heard) else None,
@@ -76,24 +75,17 @@ def main() -> None:
 
 def draw(log, before: np.ndarray, after: np.ndarray, limits) -> None:
     """Curves above, the same prompts and noise before and after below."""
-    fig, _ = axes(1, 1, 11, 6)
-    fig.clear()
+    fig = Picture(figsize=(11, 6), layout="constrained")
     grid = fig.add_gridspec(3, 2 * len(SHOWN), height_ratios=(3, 1.4, 1.4))
     third = 2 * len(SHOWN) // 3
     labels, gap, look = (fig.add_subplot(grid[0, i * third : (i + 1) * third]) for i in range(3))
     labels.plot(log["epoch"], log["eval_reward_hard"], color=COLOURS[0], label="reward classifier")
     labels.plot(log["epoch"], log["eval_judge_hard"], color=AFTER, label="judge")
-    labels.set(title="labels right", xlabel="epoch")
-    gap.plot(log["epoch"], log["drift_gap"], color=AFTER, label="reward minus judge")
-    gap.axhline(limits.gap, color=BEFORE, linestyle="--", label="alarm")
-    gap.set(title="gap since stage 1", xlabel="epoch")
-    for name, colour in zip(("saturation", "edges", "diversity"), COLOURS, strict=False):
-        look.plot(log["epoch"], log[f"drift_{name}"], color=colour, label=name)
-    for side in (-limits.look, limits.look):
-        look.axhline(side, color=BEFORE, linestyle="--")
-    look.set(title="look since stage 1 (log2)", xlabel="epoch")
+    labels.set(title="labels right")
+    drift_panels(gap, look, log, limits)
     for ax in (labels, gap, look):
         plain(ax)
+        ax.set(xlabel="epoch")
         ax.legend(fontsize=7)
     for row, images in enumerate((before, after), start=1):
         for i, image in enumerate(images):

@@ -146,14 +146,10 @@ def combine(
     if not all(math.isfinite(weight) for _, weight in terms):
         raise ValueError(f"reward weights must be finite numbers, got {dict(weights)}")
 
-    def reward(images: Tensor, wanted: Tensor) -> Tensor:
-        return torch.stack([weight * term(images, wanted) for term, weight in terms]).sum(0)
-
     def labels(images: Tensor, wanted: Tensor) -> Tensor:
         return sum(weight * per_label(term)(images, wanted) for term, weight in terms)
 
-    reward.per_label = labels
-    return reward
+    return _mean_of(labels)
 
 
 def per_label(reward: Reward) -> Callable[[Tensor, Tensor], Tensor]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from train_tiny import brightness, settings_of, task_of
 
 from derm_rl import pipeline
-from derm_rl.ddpo import direct, trainer
+from derm_rl.ddpo import trainer
 from derm_rl.ddpo.sampling import Policy
 from derm_rl.ddpo.update import OffPolicyError
 from derm_rl.io import read_csv
@@ -275,7 +275,8 @@ def test_the_direct_gradient_is_that_of_the_reward(tiny_pipeline_folder, tmp_pat
         settings_of(direct_steps=2),
     )  # fmt: skip
     prompt = number = torch.arange(4)
-    drawn, _ = direct.draw(policy, prompt, number, "seed")
+    _, drawn = policy.roll_out(prompt, number, "seed", gradient_steps=2)
+    assert drawn.requires_grad
     sampled = policy.sample(prompt, number, "seed")
     latents = sampled.latents[:, -1]
     torch.testing.assert_close(drawn, pipeline.decode_latents(policy.pipe, latents))

@@ -62,24 +62,34 @@ def normalize(
     return (values - reference.mean()) / max(spread, min_std)
 
 
-def running(ids: np.ndarray, rewards: np.ndarray, statistics: PromptStatistics) -> np.ndarray:
-    """The paper's: against all that is remembered of the prompt, this epoch included."""
-    rewards, result = rewards.mean(1), np.zeros(len(ids))
+def _by_prompt(
+    ids: np.ndarray,
+    rewards: np.ndarray,
+    reference: Callable[[int, np.ndarray], np.ndarray],
+    min_std: float,
+) -> np.ndarray:
+    """Rewards (N,) of each prompt, normalized by ``reference(prompt, its rewards)``."""
+    result = np.zeros(len(ids))
     for prompt in np.unique(ids):
         mine = ids == prompt
-        known = statistics.known(prompt)
-        reference = rewards if known is None else known
-        result[mine] = normalize(rewards[mine], reference, statistics.min_std)
+        result[mine] = normalize(rewards[mine], reference(prompt, rewards[mine]), min_std)
     return result
+
+
+def running(ids: np.ndarray, rewards: np.ndarray, statistics: PromptStatistics) -> np.ndarray:
+    """The paper's: against all that is remembered of the prompt, this epoch included."""
+    rewards = rewards.mean(1)
+
+    def reference(prompt: int, mine: np.ndarray) -> np.ndarray:
+        known = statistics.known(prompt)
+        return rewards if known is None else known
+
+    return _by_prompt(ids, rewards, reference, statistics.min_std)
 
 
 def group(ids: np.ndarray, rewards: np.ndarray, statistics: PromptStatistics) -> np.ndarray:
     """Against this epoch's images of the prompt alone, as GRPO does (arXiv 2402.03300)."""
-    rewards, result = rewards.mean(1), np.zeros(len(ids))
-    for prompt in np.unique(ids):
-        mine = ids == prompt
-        result[mine] = normalize(rewards[mine], rewards[mine], statistics.min_std)
-    return result
+    return _by_prompt(ids, rewards.mean(1), lambda prompt, mine: mine, statistics.min_std)
 
 
 def per_label(ids: np.ndarray, rewards: np.ndarray, statistics: PromptStatistics) -> np.ndarray:

@@ -62,6 +62,11 @@ def drift(first: Mapping[str, float], now: Mapping[str, float]) -> dict[str, flo
     return found
 
 
+def drift_of(row: Mapping[str, float]) -> dict[str, float]:
+    """The :func:`drift` that a row of the log holds, in its columns ``drift_*``."""
+    return {n.removeprefix("drift_"): v for n, v in row.items() if n.startswith("drift_")}
+
+
 def alarms(found: Mapping[str, float], limits: AlarmConfig) -> list[str]:
     """What of a :func:`drift` is past the limits, in words."""
     said = []

@@ -202,7 +202,6 @@ class Trajectory:
     log_probs: Tensor
 
 
-@torch.no_grad()
 def rollout(
     denoiser: Denoiser,
     steps: Steps,
@@ -211,27 +210,31 @@ def rollout(
     null_embeds: Tensor,
     guidance_scale: float,
     storage: torch.dtype = torch.float32,
+    gradient_steps: int = 0,
 ) -> Trajectory:
     """Sample whole trajectories under the current policy.
 
     Args:
         noise: standard normal (B, K+1, C, h, w): the first latents, then the noise of each step.
         storage: dtype in which the latents are kept.
+        gradient_steps: how many of the last steps remember their gradient. What came before them is
+            taken as given, which bounds the memory and the growth of the gradient.
     """
     first = noise[:, 0].to(storage)
     latents, log_probs = [first], []
     for k in range(len(steps)):
-        step = replay(
-            denoiser,
-            steps,
-            torch.tensor(k),
-            latents[-1],
-            embeds,
-            null_embeds,
-            guidance_scale,
-            noise=noise[:, k + 1],
-            storage=storage,
-        )
+        with torch.set_grad_enabled(k >= len(steps) - gradient_steps):
+            step = replay(
+                denoiser,
+                steps,
+                torch.tensor(k),
+                latents[-1],
+                embeds,
+                null_embeds,
+                guidance_scale,
+                noise=noise[:, k + 1],
+                storage=storage,
+            )
         latents.append(step.action.to(storage))
         log_probs.append(step.log_prob)
     return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from derm_rl import rewards
 from derm_rl.ddpo.alarm import look, thumbnails
-from derm_rl.ddpo.policy import Steps, Transition, ddim_steps, replay, rollout
+from derm_rl.ddpo.policy import Steps, Trajectory, Transition, ddim_steps, replay, rollout
 from derm_rl.pipeline import decode_latents, encode_prompts
 from derm_rl.settings import DDPOConfig
 from derm_rl.training import generator
@@ -101,6 +103,24 @@ class Policy:
         each = [torch.randn(shape, generator=generator(*seeds, int(n))) for n in number]
         return torch.stack(each).to(self.pipe.device)
 
+    def roll_out(
+        self, prompt: Tensor, number: Tensor, *seeds: int | str, gradient_steps: int = 0
+    ) -> tuple[Trajectory, Tensor]:
+        """Trajectories and images (B, 3, H, W) of prompts (B,); the last steps with a gradient."""
+        path = rollout(
+            self.denoise, self.steps, self.noise(number, *seeds), self.embeds[prompt], self.null,
+            self.guidance_scale, self.storage, gradient_steps,
+        )  # fmt: skip
+        return path, decode_latents(self.pipe, path.latents[:, -1].float())
+
+    def judge(self, images: Tensor, prompt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards (B, L) of images (B, 3, H, W) of prompts (B,), and their scores (B,) by name."""
+        wanted = self.task.wanted[prompt].to(images.device)
+        terms = rewards.per_label(self.task.reward)(images, wanted).float()
+        with torch.no_grad():
+            watched = {n: f(images, wanted).float() for n, f in self.task.watched.items()}
+            return terms, {"reward": terms.mean(1), **watched, **look(images)}
+
     @torch.no_grad()
     def sample(self, prompt: Tensor, number: Tensor, *seeds: int | str) -> Batch:
         """Roll out, decode and judge one image for each entry of ``prompt`` (B,).
@@ -112,15 +132,8 @@ class Policy:
         parts = []
         size = self.settings.batch_size
         for ids, numbers in zip(prompt.split(size), number.split(size), strict=True):
-            path = rollout(
-                self.denoise, self.steps, self.noise(numbers, *seeds), self.embeds[ids],
-                self.null, self.guidance_scale, self.storage,
-            )  # fmt: skip
-            images = decode_latents(self.pipe, path.latents[:, -1].float())
-            wanted = self.task.wanted[ids].to(images.device)
-            terms = rewards.per_label(self.task.reward)(images, wanted).float()
-            watched = {n: f(images, wanted).float() for n, f in self.task.watched.items()}
-            scores = {"reward": terms.mean(1), **watched, **look(images)}
+            path, images = self.roll_out(ids, numbers, *seeds)
+            terms, scores = self.judge(images, ids)
             parts.append(
                 Batch(ids, path.latents, path.log_probs, terms, thumbnails(images), scores)
             )
@@ -138,6 +151,17 @@ class Policy:
             self.guidance_scale,
             action=batch.latents[image, k + 1],
         )
+
+
+def on_host(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """As float64 arrays, which processes can exchange whatever their length."""
+    return {name: value.double().cpu().numpy() for name, value in values.items()}
+
+
+def score_row(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What the log says of an epoch's scores (B,), of all processes."""
+    row = {name: float(value.mean()) for name, value in scores.items()}
+    return row | {"reward_std": float(scores["reward"].std())}
 
 
 def _join(parts: list[Batch]) -> Batch:

@@ -29,7 +29,7 @@ from derm_rl.config import Config
 from derm_rl.ddpo import alarm
 from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages
 from derm_rl.ddpo.direct import direct_update
-from derm_rl.ddpo.sampling import Batch, Policy, Task
+from derm_rl.ddpo.sampling import Batch, Policy, Task, on_host, score_row
 from derm_rl.ddpo.update import State, check_failures, update
 from derm_rl.io import write_csv
 from derm_rl.pipeline import load, save
@@ -172,15 +172,13 @@ def policy_gradient(
 ) -> dict[str, float]:
     """Advantages of an epoch's samples, and the updates they ask for; a row of the log."""
     settings = policy.settings
-    reward = everyone["rewards"]
-    scores = {n: v for n, v in everyone.items() if n not in ("rewards", "thumbnails")}
-    row = {name: float(value.mean()) for name, value in scores.items()}
-    row["reward_std"] = float(scores["reward"].std())
-    if not np.isfinite(reward).all():
+    row = score_row({n: v for n, v in everyone.items() if n not in ("rewards", "thumbnails")})
+    rule, clip = RULES[settings.advantages], settings.advantage_clip
+    try:
+        advantage = advantages(rule, prompt.tolist(), everyone["rewards"], state.statistics, clip)
+    except FloatingPointError:  # a reward is not finite
         state.failures += settings.updates_per_epoch
         return row | {"failed_updates": settings.updates_per_epoch}
-    rule, clip = RULES[settings.advantages], settings.advantage_clip
-    advantage = advantages(rule, prompt.tolist(), reward, state.statistics, clip)
     return row | update(policy, batch, advantage, state, seed, epoch)
 
 
@@ -203,8 +201,7 @@ def share_out(
     world, rank = policy.accelerator.num_processes, policy.accelerator.process_index
     number = torch.arange(len(prompt))[rank::world]
     batch = policy.sample(prompt[rank::world], number, *seeds)
-    mine = {"rewards": batch.rewards, "thumbnails": batch.thumbnails, **batch.scores}
-    mine = {name: value.double().cpu().numpy() for name, value in mine.items()}
+    mine = on_host({"rewards": batch.rewards, "thumbnails": batch.thumbnails, **batch.scores})
     parts = gather_object([mine])  # any number of images each, which a tensor's gather is not
     everyone = {}
     for name in mine:
@@ -233,8 +230,7 @@ def evaluate(policy: Policy, state: State, seed: int) -> dict[str, float]:
 
 def sound_alarm(row: dict[str, float], policy: Policy) -> int:
     """Say on stderr what of an evaluation is past the limits; log and return how much it is."""
-    drift = {name.removeprefix("drift_"): v for name, v in row.items() if name[:6] == "drift_"}
-    said = alarm.alarms(drift, policy.settings.alarm)
+    said = alarm.alarms(alarm.drift_of(row), policy.settings.alarm)
     if policy.accelerator.is_main_process:
         for text in said:  # through tqdm, which moves its bar out of the way
             tqdm.write(f"reward hacking alarm, epoch {row['epoch']}: {text}", file=sys.stderr)

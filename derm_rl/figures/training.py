@@ -24,7 +24,10 @@ from derm_rl.figures.canvas import (
 from derm_rl.io import read_csv
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from derm_rl.config import Config
+    from derm_rl.settings import AlarmConfig
 
 FINETUNE, DDPO = "03_finetune_stable_diffusion", "04_ddpo"
 GUIDANCE = 2.0  # of the sample sheets; stage 05 measures which scale is best
@@ -124,15 +127,7 @@ def ddpo_curves(config: Config) -> Picture:
     clip.set(title="clip fraction")
     _line(kl, log, "approx_kl", "approximate KL", COLOURS[4])
     kl.set(title="approximate KL of an epoch's updates")
-    limits = config.ddpo.alarm
-    _line(gap, log, "drift_gap", "reward's minus judge's labels right", AFTER)
-    gap.axhline(limits.gap, color=BEFORE, linestyle="--", linewidth=0.8, label="alarm")
-    gap.set(title="gap to the judge, since stage 1")
-    for name, colour in zip(("saturation", "edges", "diversity"), COLOURS, strict=False):
-        _line(look, log, f"drift_{name}", name, colour)
-    for side in (-limits.look, limits.look):
-        look.axhline(side, color=BEFORE, linestyle="--", linewidth=0.8)
-    look.set(title="look of the images since stage 1 (log2)")
+    drift_panels(gap, look, log, config.ddpo.alarm)
     for ax in (reward, judge, clip, gap, look, kl):
         plain(ax)
     for ax in (gap, look, kl):
@@ -141,6 +136,18 @@ def ddpo_curves(config: Config) -> Picture:
         ax.legend(fontsize=7)
     save_fig(fig, "ddpo_curves", log, config)
     return fig
+
+
+def drift_panels(gap: Axes, look: Axes, log: pd.DataFrame, limits: AlarmConfig) -> None:
+    """How far reward and judge came apart, and how the images changed, with the alarm's limits."""
+    _line(gap, log, "drift_gap", "reward's minus judge's labels right", AFTER)
+    gap.axhline(limits.gap, color=BEFORE, linestyle="--", linewidth=0.8, label="alarm")
+    gap.set(title="gap to the judge, since stage 1")
+    for name, colour in zip(("saturation", "edges", "diversity"), COLOURS, strict=False):
+        _line(look, log, f"drift_{name}", name, colour)
+    for side in (-limits.look, limits.look):
+        look.axhline(side, color=BEFORE, linestyle="--", linewidth=0.8)
+    look.set(title="look of the images since stage 1 (log2)")
 
 
 def ddpo_steps(config: Config) -> Picture | None:
