@@ -146,10 +146,14 @@ def combine(
     if not all(math.isfinite(weight) for _, weight in terms):
         raise ValueError(f"reward weights must be finite numbers, got {dict(weights)}")
 
+    def reward(images: Tensor, wanted: Tensor) -> Tensor:
+        return torch.stack([weight * term(images, wanted) for term, weight in terms]).sum(0)
+
     def labels(images: Tensor, wanted: Tensor) -> Tensor:
         return sum(weight * per_label(term)(images, wanted) for term, weight in terms)
 
-    return _mean_of(labels)
+    reward.per_label = labels  # the reward is not their mean bit for bit: it sums in another order
+    return reward
 
 
 def per_label(reward: Reward) -> Callable[[Tensor, Tensor], Tensor]:
