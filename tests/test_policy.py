@@ -199,3 +199,6 @@ def test_the_surrogate_in_closed_form():
     weighted = clipped_surrogate(new, old, advantage, 10.0, weight=2.0)
     torch.testing.assert_close(weighted.ratio, torch.tensor([1.0, 2.25, 0.25]))
     assert (weighted.approx_kl >= 0).all() and weighted.approx_kl[0] == 0
+    tiny = torch.tensor([1e-4, -3e-5, 1e-7])  # float32 cannot tell these ratios from their logs
+    found = clipped_surrogate(tiny, torch.zeros(3), advantage, 0.2).approx_kl
+    torch.testing.assert_close(found, tiny.double() ** 2 / 2, rtol=1e-3, atol=0)

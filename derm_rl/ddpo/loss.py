@@ -39,7 +39,10 @@ def clipped_surrogate(
     loss = torch.maximum(-advantage * ratio, -advantage * clipped)
     with torch.no_grad():
         outside = ((ratio - 1).abs() > clip_range).float()
-        kl = (ratio - 1) - log_ratio  # Schulman's non-negative estimator
+        # Schulman's non-negative estimator, (r - 1) - log r. It is the square of a small number:
+        # taken from the rounded ratio, it would be noise of either sign.
+        exact = log_ratio.double()
+        kl = torch.expm1(exact) - exact
     return Surrogate(loss, ratio.detach(), outside, kl)
 
 
