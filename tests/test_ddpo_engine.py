@@ -313,18 +313,16 @@ def test_kl_without_adapters_is_refused():
         config.load("smoke", ["ddpo.stochastic_steps=50"])
 
 
-def test_both_trainings_of_a_preset_run_in_two_processes(tmp_path, monkeypatch):
-    from derm_rl import config, data, finetune, paths
-    from derm_rl.evaluation import classification
+def test_both_trainings_of_a_preset_run_in_two_processes(runs, monkeypatch):
+    """By the notebooks, as a user runs them."""
+    from derm_rl import config, reproduce
 
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
-    monkeypatch.setenv("DERM_RL_RUNS", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = config.load("smoke", ["processes=2"])
-    data.prepare(settings)
-    classification.run(settings)
-    for stage in (finetune, trainer):
-        folder = stage.run(settings)
+    for stage in ("01", "02", "03", "04"):
+        reproduce.run(settings, only=stage)
+    for stage in ("03_finetune_stable_diffusion", "04_ddpo"):
+        folder = settings.stage_dir(stage)
         assert (folder / "pipeline/model_index.json").is_file()
         assert (folder / "stage.json").is_file() and not (folder / "checkpoint.pt").exists()
     log = read_csv(folder / "log.csv")
