@@ -184,7 +184,17 @@ class DDPOConfig(Section):
     advantage_clip: float = _positive("largest advantage, in standard deviations")
     updates_per_epoch: int = count("optimizer steps on each epoch's samples")
     batch_size: int = count("images in a sampling pass, (image, step) pairs in a training pass")
+    decode_batch_size: int | None = Field(
+        ge=1, description="latents the autoencoder decodes at once, for memory; null = batch_size"
+    )
+    background_reward: bool = Field(
+        description="judge images while the next are sampled: for rewards off the sampling device"
+    )
     gradient_checkpointing: bool = Field(description="less memory for more time")
+    channels_last: bool = Field(description="memory layout of the UNet: faster on tensor cores")
+    compile: bool = Field(
+        description="torch.compile of the UNet: minutes at first, then faster on GPUs"
+    )
     timestep_fraction: float = _fraction("share of the trainable steps used in an update", gt=0)
     drop_last_steps: int = count("last, least noisy steps that are not trained", 0)
     step_weighting: Literal["none", "output"] = Field(

@@ -1,5 +1,6 @@
 """What the DDPO engine promises: exact, unbreakable, the same on any number of processes."""
 
+import functools
 import json
 import os
 import random
@@ -242,6 +243,24 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_pipeline_folder, tmp_pa
     plain, _ = train(tiny_pipeline_folder, tmp_path / "a", epochs=2)
     frugal, _ = train(tiny_pipeline_folder, tmp_path / "b", epochs=2, gradient_checkpointing=True)
     assert distance(plain, frugal) < 1e-6
+
+
+@pytest.mark.parametrize("changes", [
+    {"decode_batch_size": 3}, {"background_reward": True}, {"channels_last": True},
+    {"compile": True},
+], ids=lambda c: next(iter(c)))  # fmt: skip
+def test_what_is_only_faster_or_smaller_learns_the_same(
+    tiny_pipeline_folder, tmp_path, changes, monkeypatch
+):
+    # Captured as a graph, run without generated code: that takes minutes to make.
+    quick = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+    plain, log = train(tiny_pipeline_folder, tmp_path / "a", epochs=2)
+    other, other_log = train(tiny_pipeline_folder, tmp_path / "b", epochs=2, **changes)
+    assert distance(plain, pipeline.load(tiny_pipeline_folder)) > 1e-4
+    assert distance(plain, other) < 1e-5
+    assert other_log["on_policy_deviation"].max() <= 1e-6
+    assert np.allclose(log["reward"].dropna(), other_log["reward"].dropna(), atol=1e-5)
 
 
 def test_a_heavy_kl_holds_the_policy_where_it_was(tiny_pipeline_folder, tmp_path):

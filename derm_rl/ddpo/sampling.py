@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -111,7 +112,9 @@ class Policy:
             self.denoise, self.steps, self.noise(number, *seeds), self.embeds[prompt], self.null,
             self.guidance_scale, self.storage, gradient_steps,
         )  # fmt: skip
-        return path, decode_latents(self.pipe, path.latents[:, -1].float())
+        latents = path.latents[:, -1].float()
+        slices = latents.split(self.settings.decode_batch_size or len(latents))
+        return path, torch.cat([decode_latents(self.pipe, part) for part in slices])
 
     def judge(self, images: Tensor, prompt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards (B, L) of images (B, 3, H, W) of prompts (B,), and their scores (B,) by name."""
@@ -129,15 +132,22 @@ class Policy:
         image's own noise, so how many processes or passes share the work changes no image.
         """
         self.pipe.unet.eval()
-        parts = []
         size = self.settings.batch_size
-        for ids, numbers in zip(prompt.split(size), number.split(size), strict=True):
-            path, images = self.roll_out(ids, numbers, *seeds)
+
+        @torch.no_grad()  # a thread begins with gradients on
+        def finish(ids: Tensor, path: Trajectory, images: Tensor) -> Batch:
             terms, scores = self.judge(images, ids)
-            parts.append(
-                Batch(ids, path.latents, path.log_probs, terms, thumbnails(images), scores)
-            )
-        return _join(parts)
+            return Batch(ids, path.latents, path.log_probs, terms, thumbnails(images), scores)
+
+        with ThreadPoolExecutor(1) as pool:
+            parts = []
+            for ids, numbers in zip(prompt.split(size), number.split(size), strict=True):
+                drawn = self.roll_out(ids, numbers, *seeds)
+                if self.settings.background_reward:
+                    parts.append(pool.submit(finish, ids, *drawn))
+                else:
+                    parts.append(finish(ids, *drawn))
+            return _join([part.result() if isinstance(part, Future) else part for part in parts])
 
     def replay(self, batch: Batch, image: Tensor, k: Tensor) -> Transition:
         """Step ``k`` (n,) of ``image`` (n,) again, as the current weights see it."""

@@ -86,8 +86,15 @@ def train(
     )
     if settings.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
+    if settings.channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)
+    if settings.compile:
+        pipe.unet.compile()
     optimizer = torch.optim.AdamW(
-        parameters, settings.learning_rate, weight_decay=settings.weight_decay
+        parameters,
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=accelerator.device.type == "cuda",  # one kernel for all parameters
     )
     state = State(
         parameters,
@@ -156,6 +163,7 @@ def train(
         write_csv(folder / "timing.csv", pd.DataFrame(state.timing))
     state.ema.copy_to(parameters)
     accelerator.wait_for_everyone()
+    pipe.unet._compiled_call_impl = None  # what comes next has other shapes
     merge_lora(pipe.unet)
     pipe.unet.eval()
     return log
