@@ -30,10 +30,10 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from derm_rl import config as presets
-from derm_rl import pipeline, provenance, reproduce
+from derm_rl import pipeline, provenance, reproduce, rewards
 from derm_rl.config import Config
 from derm_rl.ddpo import sampling, trainer
-from derm_rl.ddpo.sampling import Policy
+from derm_rl.ddpo.sampling import Policy, Task
 from derm_rl.io import read_csv, read_json, write_csv, write_json
 from derm_rl.paths import RUNS
 from derm_rl.settings import DDPOConfig
@@ -210,11 +210,9 @@ def wider(pipe, factor: int):
     return pipe
 
 
-def epoch_time(config: Config, settings: DDPOConfig, factor: int = 1) -> dict[str, float]:
-    """Seconds of one epoch and its parts, and the UNet's operations a second."""
-    pipe = stage1(config)
-    pipe = wider(pipe, factor) if factor > 1 else pipe
-    task, plan = trainer.task_of(config), pipe.unet.config
+def epoch_time(pipe, task: Task, settings: DDPOConfig) -> dict[str, float]:
+    """Seconds of the last epoch and its parts, and the UNet's operations a second."""
+    plan = pipe.unet.config
     x = torch.zeros(1, plan.in_channels, plan.sample_size, plan.sample_size)
     text = torch.zeros(1, pipe.tokenizer.model_max_length, plan.cross_attention_dim)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
@@ -222,9 +220,10 @@ def epoch_time(config: Config, settings: DDPOConfig, factor: int = 1) -> dict[st
     one_pass = flops.get_total_flops()
 
     passes, rest = Clock(), Clock()
-    task.reward.per_label = rest.around(task.reward.per_label)
+    reward = rest.around(task.reward)
+    reward.per_label = rest.around(rewards.per_label(task.reward))
     watched = {name: rest.around(f) for name, f in task.watched.items()}
-    task = dataclasses.replace(task, watched=watched)
+    task = dataclasses.replace(task, reward=reward, watched=watched)
     folder = RUNS / "benchmark_ddpo/speed"
     folder.mkdir(parents=True, exist_ok=True)
     discard_checkpoint(folder / "checkpoint.pt")
@@ -244,20 +243,26 @@ def epoch_time(config: Config, settings: DDPOConfig, factor: int = 1) -> dict[st
     timing = read_csv(folder / "timing.csv")
     seconds = float((timing["seconds_sample"] + timing["seconds_update"]).iloc[-1])
     unet, models = (marks[-1][i] - marks[-2][i] for i in (0, 1))
-    # Full fine-tuning: a backward pass is two forward ones, for activations and for weights.
+    # Full fine-tuning: a backward pass is two forward ones, for activations and for weights. With
+    # adapters the weights need none; run again under checkpointing, it is not counted.
     scale, prompts = settings.guidance_scales[0], len(task.texts)
-    forwards = unet_passes(settings, scale, 0, prompts, backward=2)
+    backward = 2 if settings.method == "full" else 1
+    forwards = unet_passes(settings, scale, 0, prompts, backward=backward)
+    images = prompts * settings.images_per_prompt
     return {
         "seconds": seconds,
         "unet_seconds": unet,
         "overhead": (seconds - unet - models) / seconds,
         "unet_flops_per_second": one_pass * forwards / unet,
+        "images_per_second_rollout": images / timing["seconds_sample"].iloc[-1],
+        "images_per_second_update": images / timing["seconds_update"].iloc[-1],
     }
 
 
 def speed() -> dict:
     """Share of the matmul peak, share of an epoch that is none of its models, growth."""
     config = presets.load("demo")
+    task = trainer.task_of(config)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
     plain = config.ddpo.model_copy(
         update={"method": "full", "epochs": 3, "guidance_scales": [1.0], "eval_every": 1000,
@@ -266,7 +271,8 @@ def speed() -> dict:
     result: dict = {"peak_fraction": {}}
     for name, factor in (("demo", 1), ("wide", 4)):
         smaller = plain.model_copy(update={"images_per_prompt": 2}) if factor > 1 else plain
-        found = epoch_time(config, smaller, factor)
+        pipe = stage1(config)
+        found = epoch_time(wider(pipe, factor) if factor > 1 else pipe, task, smaller)
         peak = matmul_peak(dtype[plain.mixed_precision])
         result["peak_fraction"][name] = found["unet_flops_per_second"] / peak
         if factor == 1:
@@ -275,7 +281,7 @@ def speed() -> dict:
     growth = []
     for images in (2, 4, 8, 16, 32):
         update_ = {"images_per_prompt": images, "epochs": 2}
-        found = epoch_time(config, plain.model_copy(update=update_))
+        found = epoch_time(stage1(config), task, plain.model_copy(update=update_))
         growth.append({"images": 32 * images, "seconds": found["seconds"]})
         print(growth[-1], flush=True)
     table = pd.DataFrame(growth)
