@@ -11,7 +11,7 @@ FLOORS = (
     ("prompts", "settings", "config", "paths", "provenance", "io"),
     ("pipeline", "data"),
     ("training", "redraw", "finetune", "classifier", "rewards", "ddpo"),
-    ("evaluation",),
+    ("evaluation", "captions"),
     ("figures",),
     ("dependencies", "progress", "execute", "reproduce", "base", "__main__"),
 )
