@@ -5,8 +5,9 @@ Nothing here computes anything; every other module of :mod:`derm_rl.captions` im
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -106,3 +107,34 @@ class Reply:
     cost: float = 0.0  # US dollars
     latency: float = 0.0  # seconds, of the attempt that decided
     attempts: tuple[float, ...] = ()  # when each attempt began, seconds since the epoch
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a teacher may look at for one answer. What it looks at is its own affair:
+    language models get prompt and image, the rule-based teacher question, row and measurements."""
+
+    question: Question
+    prompt: Prompt
+    image: bytes  # an encoded image: PNG or JPEG
+    row: Mapping[str, Any]  # of the table (derm_rl.data.table); missing values are absent
+    measurements: Measurements | None = None
+
+
+class Teacher(Protocol):
+    """Whoever answers. ``name`` and ``settings`` are part of the ledger's key."""
+
+    name: str
+    settings: Mapping[str, Any]  # everything beside the request that changes an answer
+
+    async def ask(self, request: Request) -> Reply: ...
+
+
+# Columns of a table of pairs, one row an answered (or failed) question. ``pair_id`` is the key of
+# the ledger row; findings is a JSON list of Finding; the last ones come from the image's row.
+PAIR_COLUMNS = (
+    "pair_id", "image_id", "question_type", "style", "conversation", "turn", "language", "mode",
+    "question", "answer", "findings", "confidence", "abstained", "teacher", "status", "reason",
+    "source", "modality", "patient_id", "lesion_id", "diagnosis", "label", "skin_type",
+    "licence", "attribution",
+)  # fmt: skip
