@@ -1,4 +1,4 @@
-"""Command line: ``derm-rl reproduce``, ``presets``, ``figures``."""
+"""Command line: ``derm-rl reproduce``, ``presets``, ``figures``, ``fetch``."""
 
 from __future__ import annotations
 
@@ -122,6 +122,59 @@ def figures(
 
     for path in redraw(_config(preset, overrides, data_root)):
         typer.echo(path)
+
+
+@app.command()
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="E.g. pad_ufes_20.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Folder to fetch into.")
+    ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Do not ask, for scripts.")
+    ] = False,
+    registry: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Addresses and checksums (YAML) of your own."),
+    ] = None,
+) -> None:
+    """Download an open-access source, or say what to get from where.
+
+    Files that are there and right are not fetched again.
+
+    Examples:
+
+        derm-rl fetch pad_ufes_20
+
+        derm-rl fetch pad_ufes_20 --to ~/PAD-UFES-20 --registry mirror.yaml
+    """
+    from derm_rl import paths
+    from derm_rl.data import fetch as downloads
+
+    try:
+        known = downloads.read_registry(registry or downloads.REGISTRY)
+        about, listing = downloads.select(source, known)
+        folder = to or paths.RUNS / "sources" / about.name
+        typer.echo(downloads.terms(about))
+        if about.name == "phantom":
+            typer.echo("Nothing to fetch: its images are drawn when they are looked at.")
+            return
+        if not listing.files:
+            if registry:
+                raise downloads.FetchError(f"{registry}: no files of {about.name} are listed")
+            typer.echo(downloads.instructions(about, listing, folder))
+            raise typer.Exit(1)
+        if not accept_licence:
+            typer.confirm(f"Do you accept the licence, {about.licence}?", abort=True)
+        done = downloads.fetch(listing, folder)
+    except downloads.FetchError as error:
+        typer.echo(f"derm-rl: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("derm-rl: interrupted; the same command continues", err=True)
+        raise typer.Exit(130) from None
+    new = sum(state == "fetched" for state in done.values())
+    typer.echo(f"{new} files fetched, {len(done) - new} were there: {folder}")
 
 
 def main() -> None:

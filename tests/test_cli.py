@@ -20,10 +20,12 @@ def test_importing_loads_nothing_heavy(statement):
 
 def test_help_names_the_commands_and_options():
     out = CliRunner().invoke(app, ["--help"]).output
-    assert all(word in out for word in ("reproduce", "presets", "figures"))
+    assert all(word in out for word in ("reproduce", "presets", "figures", "fetch"))
     out = CliRunner().invoke(app, ["reproduce", "--help"], env={"COLUMNS": "120"}).output
     for option in ("--preset", "--only", "--from", "--set", "--data-root", "--jobs"):
         assert option in out
+    out = CliRunner().invoke(app, ["fetch", "--help"], env={"COLUMNS": "120"}).output
+    assert all(word in out for word in ("SOURCE", "--to", "--accept-licence", "--registry"))
 
 
 @pytest.mark.parametrize(

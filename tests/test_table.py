@@ -68,6 +68,8 @@ def test_a_table_survives_writing_and_reading(tmp_path):
     frame = table.validate(
         raw(
             diagnosis=["MEL", "NV", None],
+            label=["melanoma in situ", None, '痒疹, "prurigo"'],
+            modality=["dermoscopic", "clinical", None],
             hair=[True, None, False],
             age=[41.5, None, 70],
             skin_type=[1, 6, None],
@@ -94,6 +96,10 @@ def test_a_table_survives_writing_and_reading(tmp_path):
         ({"skin_type": [1, 2.5]}, "'skin_type' must hold whole numbers; got 2.5 for i1"),
         ({"skin_type": [1, 7]}, r"'skin_type' must be 1 to 6 \(Fitzpatrick\); got 7 for i1"),
         ({"diagnosis": ["MEL", "mole"]}, "'diagnosis' must be one of MEL, .*; got mole for i1"),
+        (
+            {"modality": ["clinical", "MRI"]},
+            "here.csv: column 'modality' must be one of clinical, dermoscopic; got MRI for i1",
+        ),
     ],
 )
 def test_errors_name_file_column_value_and_id(columns, message):

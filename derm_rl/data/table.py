@@ -30,6 +30,8 @@ TYPES: dict[str, str] = {
     "lesion_id": "string",
     "patient_id": "string",
     "diagnosis": "string",
+    "label": "string",
+    "modality": "string",
     **dict.fromkeys(ARTIFACTS, "boolean"),
     "age": "Float64",
     "sex": "string",
@@ -39,6 +41,7 @@ TYPES: dict[str, str] = {
     "attribution": "string",
 }
 COLUMNS = tuple(TYPES)
+MODALITIES = ("clinical", "dermoscopic")
 EXPECTED = {"boolean": "true/false or 1/0", "Float64": "numbers", "Int64": "whole numbers"}
 _MISSING = {"", "nan", "none", "null", "n/a", "na", "unknown", "<na>"}
 _TRUTH = {"true": True, "1": True, "1.0": True, "yes": True}
@@ -72,6 +75,8 @@ def validate(frame: pd.DataFrame, where: str | Path = "table") -> pd.DataFrame:
         raise TableError(f"{where}: image_id occurs twice: {few(table['image_id'][double])}")
     known = table["diagnosis"].isin(DIAGNOSES)
     _within(table, "diagnosis", known, where, f"one of {', '.join(DIAGNOSES)}")
+    known = table["modality"].isin(MODALITIES)
+    _within(table, "modality", known, where, f"one of {', '.join(MODALITIES)}")
     _within(table, "skin_type", table["skin_type"].between(1, 6), where, "1 to 6 (Fitzpatrick)")
     _within(table, "age", table["age"].between(0, 120), where, "0 to 120 years")
     return table

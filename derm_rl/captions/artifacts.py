@@ -1,0 +1,240 @@
+"""What is in the image and not of the skin: hair, gel bubbles, ruler, ink, dark corners.
+
+Each detector looks for the physical thing: hair is long and thin; an air bubble in the gel is a
+round spot with a bright rim, where light is reflected; a ruler is a row of evenly spaced ticks;
+marker ink is far more saturated than the blue that melanin in depth gives (Tyndall effect); dark
+corners are the aperture of the instrument. Each gives a score, positive where found, and a map.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy import fft, ndimage
+from skimage.measure import label
+
+from derm_rl.captions.segment import View
+
+# Pixels are those of the working area (segment.SIDE² of them); lightness is L* of CIELAB.
+LINE_ANGLES = 12
+LINE_SIGMA = 1.1  # pixels across: a hair is about two pixels wide
+LINE_LENGTH = 4.5  # pixels along: longer than a mesh of the pigment network, which so averages out
+LINE_CONTRAST = 6.0  # lightness between a line and its surroundings
+HAIR_EXTENT = 12  # pixels: streaks, ticks and vessels are shorter
+HAIR_TOTAL = 0.25  # image sides of hair in all
+DARK_SKIN = 45.0  # lightness below which light hair, too, stands out
+NEAR_LESION = 5  # pixels around a lesion that may be streaks
+
+BUBBLE_RADII = np.arange(5.0, 12.6, 1.0)  # pixels
+RIM_WIDTH = 0.8  # pixels
+RIM_CURVATURE = 4.0  # lightness per pixel² at which a rim counts half
+BUBBLE_ROUNDNESS = 0.42  # mean over the circle of how much of a rim runs along it
+
+RULER_REACH = 0.16  # of the image, from each edge
+RULER_BAND = 4  # pixels of the ticks' length that are averaged
+TICK_PITCH = (4.0, 10.5)  # pixels
+TICK_LIGHTNESS = 20.0  # a single black hair counts no more than that
+TICK_CONTRAST = 3.0  # standard deviation of lightness along the ticks for full weight
+RULER_REGULARITY = 0.66  # share of the variance along the edge that is one pitch
+STRIP_JUMP = 4.0  # ΔE*ab from a ruler's strip to skin
+
+INK_HUE = (-115.0, -25.0)  # degrees in CIELAB: blue to violet
+INK_CHROMA = 28.0  # blue-gray of a lesion stays below about 25
+INK_AREA = 0.002  # of the image
+
+CORNER = 0.07  # of the image's side
+CORNERS = 2.5  # of four must be dark; a shadow darkens one or two
+
+
+def _kernels(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.arange(shape[0]) - shape[0] // 2, np.arange(shape[1]) - shape[1] // 2
+    y, x = np.meshgrid(y.astype(float), x.astype(float), indexing="ij")
+    return y, x
+
+
+def _spectra(kernels: np.ndarray) -> np.ndarray:
+    """Spectra of centred kernels (..., h, w)."""
+    return fft.rfft2(fft.ifftshift(np.asarray(kernels, np.float32), axes=(-2, -1)))
+
+
+def _padded(image: np.ndarray, pad: int) -> np.ndarray:
+    """Padded by ``pad`` on top and left, and by that or more on the other sides."""
+    widths = [(pad, fft.next_fast_len(n + 2 * pad, real=True) - n - pad) for n in image.shape]
+    return np.pad(image, widths, mode="edge")
+
+
+def lightness(view: View) -> np.ndarray:
+    """L* (H, W) with the aperture painted in the field's median, so that it has no edge."""
+    lightness = view.lab[..., 0]
+    if not view.field.any():
+        return lightness
+    return np.where(view.field, lightness, np.median(lightness[view.field]))
+
+
+# ------------------------------------------------------------------------------------- hair
+
+
+@lru_cache(maxsize=8)
+def _line_bank(shape: tuple[int, int]) -> np.ndarray:
+    y, x = _kernels(shape)
+    bank = []
+    for angle in np.arange(LINE_ANGLES) * np.pi / LINE_ANGLES:
+        along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        across = across / LINE_SIGMA
+        length = np.exp(-((along / LINE_LENGTH) ** 2) / 2)
+        kernel = (1 - across**2) * np.exp(-(across**2) / 2) * length
+        wide = np.exp(-(across**2) / 8) * length
+        kernel -= wide * kernel.sum() / wide.sum()  # no answer to a uniform image
+        bank.append(kernel / kernel[np.abs(across * LINE_SIGMA) < 1].sum())
+    return _spectra(np.array(bank))
+
+
+def lines(lightness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Contrast (H, W) of the strongest dark and bright line through each pixel, in lightness."""
+    pad, (h, w) = 16, lightness.shape
+    big = _padded(lightness.astype(np.float32), pad)
+    answers = fft.irfft2(_line_bank(big.shape) * fft.rfft2(big), big.shape)
+    answers = answers[:, pad : pad + h, pad : pad + w]
+    return -answers.min(0), answers.max(0)
+
+
+def hair(contrast: np.ndarray, free: np.ndarray) -> tuple[float, np.ndarray]:
+    """Score and map (H, W) of hair: thin lines that are long.
+
+    Args:
+        contrast: (H, W), as of :func:`lines`.
+        free: (H, W) bool, where a line is no streak, tick, stroke or rim.
+    """
+    labels = label((contrast > LINE_CONTRAST) & free, connectivity=2)
+    extents = np.zeros(labels.max() + 1)
+    for i, (ys, xs) in enumerate(ndimage.find_objects(labels), start=1):
+        extents[i] = np.hypot(ys.stop - ys.start, xs.stop - xs.start)
+    extents[extents < HAIR_EXTENT] = 0
+    total = extents.sum() / np.sqrt(contrast.size)
+    return float(np.log((total + 0.01) / HAIR_TOTAL)), (extents > 0)[labels]
+
+
+# ------------------------------------------------------------------------------ gel bubbles
+
+
+@lru_cache(maxsize=8)
+def _ring_bank(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    y, x = _kernels(shape)
+    r, angle = np.hypot(x, y), np.arctan2(y, x)
+    rings = np.exp(-(((r - BUBBLE_RADII[:, None, None]) / RIM_WIDTH) ** 2) / 2)
+    rings /= rings.sum((1, 2), keepdims=True)
+    return _spectra(rings * np.cos(2 * angle)), _spectra(rings * np.sin(2 * angle))
+
+
+def rings(lightness: np.ndarray) -> np.ndarray:
+    """How much (-1 to 1) of a circle around each pixel is a bright rim, by radius (R, H, W).
+
+    Every bright ridge votes with its direction, from the Hessian matrix, for the circles that it
+    is a part of. Strength saturates, so that a whole faint rim counts more than a bright arc.
+    """
+    pad, (h, w) = 16, lightness.shape
+    big = ndimage.gaussian_filter(_padded(lightness.astype(np.float32), pad), 0.8)
+    gy, gx = np.gradient(big)
+    xy, xx = np.gradient(gx)
+    yy = np.gradient(gy, axis=0)
+    mean, difference = (xx + yy) / 2, (xx - yy) / 2
+    spread = np.hypot(difference, xy) + 1e-6
+    curvature = np.maximum(spread - mean, 0) * (mean < 0)  # minus the lower eigenvalue
+    # A ridge's normal is the eigenvector of the lower eigenvalue; doubled, its angle is that of
+    # -(difference, xy), and opposite directions are the same.
+    weight = -curvature / (curvature + RIM_CURVATURE) / spread
+    cosine, sine = _ring_bank(big.shape)
+    votes = fft.rfft2(weight * difference) * cosine + fft.rfft2(weight * xy) * sine
+    return fft.irfft2(votes, big.shape)[:, pad : pad + h, pad : pad + w]
+
+
+def bubbles(lightness: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Score, map (H, W) of rims and highlights, and of whole bubbles."""
+    round_ = rings(lightness)
+    score = float(round_.max()) - BUBBLE_ROUNDNESS
+    rim, whole = np.zeros(lightness.shape, bool), np.zeros(lightness.shape, bool)
+    if score <= 0:
+        return score, rim, whole
+    best = round_.max(0)
+    peaks = (best == ndimage.maximum_filter(best, 5)) & (best > BUBBLE_ROUNDNESS)
+    y, x = np.ogrid[: rim.shape[0], : rim.shape[1]]
+    for cy, cx in np.argwhere(peaks):
+        radius = BUBBLE_RADII[round_[:, cy, cx].argmax()]
+        distance = np.hypot(y - cy, x - cx)
+        inside = distance < radius
+        highlight = inside & (lightness > np.median(lightness[inside]) + 10)
+        rim |= (np.abs(distance - radius) < 2.8) | highlight
+        whole |= distance < radius + 4
+    return score, rim, whole
+
+
+# ------------------------------------------------------------------------------------ ruler
+
+
+def comb(strip: np.ndarray) -> np.ndarray:
+    """Regularity (0 to 1) of the ticks along each row of a strip (D, W) of lightness.
+
+    The share of the variance along the row that is one frequency and its first overtone.
+    """
+    strip = strip - ndimage.uniform_filter1d(strip, 9, axis=1)
+    strip = strip.clip(-TICK_LIGHTNESS, TICK_LIGHTNESS)
+    profile = ndimage.uniform_filter1d(strip, RULER_BAND, axis=0)
+    profile -= profile.mean(1, keepdims=True)
+    n = 4 * profile.shape[1]  # finer frequencies than the strip's length alone would give
+    power = np.abs(fft.rfft(profile, n, axis=1)) ** 2
+    at = np.arange(power.shape[1])
+    band = np.flatnonzero((at > n / TICK_PITCH[1]) & (at < n / TICK_PITCH[0]))
+    if not band.size:
+        return np.zeros(len(strip))
+    peak = band[power[:, band].argmax(1)][:, None]
+    near = (np.abs(at - peak) <= 4) | (np.abs(at - 2 * peak) <= 4)
+    share = (power * near).sum(1) / (power.sum(1) + 1e-6)
+    return share * np.minimum(profile.std(1) / TICK_CONTRAST, 1)
+
+
+def ruler(lightness: np.ndarray, lab: np.ndarray) -> tuple[float, np.ndarray]:
+    """Score and map (H, W) of the strip along the edge that has the most regular ticks."""
+    mask = np.zeros(lightness.shape, bool)
+    # Views of each array with the edge in question on top.
+    turns = (
+        lambda a: a, lambda a: a[::-1], lambda a: a.swapaxes(0, 1),
+        lambda a: a.swapaxes(0, 1)[::-1],
+    )  # fmt: skip
+    found = []
+    for turn in turns:
+        above = turn(lightness)
+        found.append(comb(above[: max(RULER_BAND + 1, int(RULER_REACH * len(above)))]))
+    edge = int(np.argmax([f.max() for f in found]))
+    score = float(found[edge].max()) - RULER_REGULARITY
+    if score > 0:
+        deepest = int(np.flatnonzero(found[edge] > RULER_REGULARITY)[-1])
+        rows = np.median(turns[edge](lab), axis=1)[deepest : deepest + 13]
+        jumps = np.linalg.norm(rows[2:] - rows[:-2], axis=-1)
+        below = int(jumps.argmax()) + 3 if jumps.size and jumps.max() > STRIP_JUMP else 3
+        turns[edge](mask)[: deepest + below] = True
+    return score, mask
+
+
+# ----------------------------------------------------------------------- ink, dark corners
+
+
+def ink_colour(lab: np.ndarray) -> np.ndarray:
+    """Where (H, W) the image has a colour that skin has not: saturated violet or blue."""
+    a, b = lab[..., 1], lab[..., 2]
+    hue = np.rad2deg(np.arctan2(b, a))
+    return (np.hypot(a, b) > INK_CHROMA) & (INK_HUE[0] < hue) & (hue < INK_HUE[1])
+
+
+def ink(colour: np.ndarray, lesion: np.ndarray | None) -> float:
+    """Score: area of ink's colour outside the lesion, against the least that is a stroke."""
+    outside = colour if lesion is None else colour & ~lesion
+    area = ndimage.binary_opening(outside, np.ones((2, 2))).mean()
+    return float(np.log((area + 1e-4) / INK_AREA))
+
+
+def dark_corners(aperture: np.ndarray) -> float:
+    """Score: how many of the four corners the aperture darkens, against the least."""
+    n = max(1, round(CORNER * min(aperture.shape)))
+    ends = (slice(None, n), slice(-n, None))
+    return float(sum(aperture[y, x].mean() for y in ends for x in ends) - CORNERS)

@@ -1,0 +1,266 @@
+"""A release: one canonical Parquet set of image–text pairs, and everything derived from it.
+
+    folder/
+      data/train-00000.parquet …   what `datasets.load_dataset(folder)` opens
+      images/3f/name.png           only with images="reference"; else `unpack_images` writes them
+      llava/train.json             conversations with <image>
+      messages/train.jsonl         chat messages
+      webdataset/train-00000.tar   a sample a pair: image and JSON
+      provenance.csv               pair -> ledger key, teacher, mode
+      README.md, croissant.json    dataset card and its machine-readable sister
+
+The same pairs, images and arguments give the same files byte for byte (with the same versions of
+the libraries): rows are sorted, splits and samples are dealt by keyed hashes, nothing is dated.
+Everything streams: one image is in memory at a time, and one row group of them while writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from derm_rl.captions import card, croissant, export_formats
+from derm_rl.captions.export_images import Load, loader
+from derm_rl.captions.export_parquet import parse_findings, write_splits
+from derm_rl.captions.schema import PAIR_COLUMNS
+from derm_rl.io import atomic_dir, write_csv, write_json
+
+SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
+_ORDER = ["image_id", "conversation", "turn", "pair_id"]
+
+
+class ExportError(ValueError):
+    """A release that cannot be made; the message names the column or the pairs."""
+
+
+def release(
+    pairs: pd.DataFrame,
+    images_frame: pd.DataFrame,
+    folder: str | Path,
+    *,
+    redistributable: str | Collection[str],
+    images: str = "embed",
+    load: Load | None = None,
+    size: int | None = None,
+    quality: int | None = None,
+    shares: Mapping[str, float] = SHARES,
+    seed: int = 0,
+    flags: pd.DataFrame | None = None,
+    blocking: Collection[str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    samples_per_shard: int = 1000,
+) -> Path:
+    """Write a release; the folder appears whole, or not at all.
+
+    Args:
+        pairs: table with ``PAIR_COLUMNS``; a column ``review`` (of ``review.apply``) is kept and
+            its rejected pairs stay out, a column ``ledger_key`` replaces ``pair_id`` as the key.
+        images_frame: the images' table: ``image_id``, and ``path`` unless ``load`` is given.
+        folder: replaced if it exists.
+        redistributable: which images may enter: a boolean column of ``images_frame``, or the
+            licences (as in column ``licence``) that allow it. A missing licence never does.
+        images: "embed" into Parquet, or "reference" files in ``images/`` by their path.
+        load: image id -> encoded PNG or JPEG, called once an image, in the order of rows; default:
+            the images of ``images_frame``, encoded by ``size`` and ``quality``, see
+            :func:`derm_rl.captions.export_images.loader`.
+        shares: of each split, in their order.
+        flags: ``pair_id, check, reason`` of the checks, run on these very pairs.
+        blocking: checks whose flags keep a pair out; default: all.
+        facts: what the card cannot know: ``card.FACTS``.
+
+    Raises:
+        ExportError: columns are missing, ids are double, or nothing is left to release.
+    """
+    if images not in ("embed", "reference"):
+        raise ExportError(f"images must be 'embed' or 'reference', got {images!r}")
+    told = card.complete(facts)
+    kept, left_out = choose(pairs, images_frame, redistributable, flags, blocking)
+    kept["split"] = split(kept, shares, seed) if len(kept) else ""
+    kept = kept.sort_values(_ORDER, kind="stable").reset_index(drop=True)
+    load = load or loader(images_frame, size, quality)
+    with atomic_dir(folder) as temporary:
+        unread = write_splits(kept, temporary, images, load, list(shares))
+        left_out = pd.concat([left_out, unread], ignore_index=True)
+        kept = kept[~kept["pair_id"].isin(unread["pair_id"])]
+        if kept.empty:
+            reasons = left_out["reason"].value_counts().to_dict()
+            raise ExportError(f"no pair is left to release; left out: {reasons}")
+        export_formats.write_llava(temporary)
+        export_formats.write_messages(temporary)
+        export_formats.write_webdataset(temporary, samples_per_shard)
+        write_csv(temporary / "provenance.csv", _provenance(kept))
+        described = card.describe(kept, left_out, flags, blocking, told, shares, seed, images)
+        write_json(temporary / "croissant.json", croissant.metadata(temporary, images, described))
+        (temporary / "README.md").write_text(card.render(described), encoding="utf-8")
+        # Made private, as temporary folders are, and every file below with the umask.
+        for inside in temporary.rglob("*"):
+            inside.chmod(0o755 if inside.is_dir() else 0o644)
+    return Path(folder)
+
+
+# -------------------------------------------------------------------------------- what goes in
+
+
+def choose(
+    pairs: pd.DataFrame,
+    images_frame: pd.DataFrame,
+    redistributable: str | Collection[str],
+    flags: pd.DataFrame | None = None,
+    blocking: Collection[str] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Pairs that may enter a release, and ``pair_id, source, reason`` of those that may not.
+
+    The first reason counts, in this order: status, licence, review, checks, text that cannot be
+    stored. A turn whose earlier turn stays out stays out as well: it builds on it.
+    """
+    _validate(pairs)
+    table = pairs.copy()
+    for name in ("review", "ledger_key"):
+        if name not in table:
+            table[name] = pd.NA
+    reason = pd.Series("", index=table.index, dtype=object)
+
+    def leave_out(which: pd.Series | np.ndarray, why: pd.Series | str) -> None:
+        new = np.asarray(which, bool) & (reason == "").to_numpy()
+        reason[new] = why if isinstance(why, str) else why[new]
+
+    leave_out(~_same(table["status"], "ok"), "status: " + table["status"].fillna("missing"))
+    allowed = _allowed(table, images_frame, redistributable)
+    licences = table["licence"].astype("string").fillna("unknown").astype(object)
+    leave_out(~allowed, "licence does not allow redistribution: " + licences)
+    leave_out(_same(table["review"], "reject"), "rejected in review")
+    if flags is not None and len(flags):
+        stop = flags if blocking is None else flags[flags["check"].isin(list(blocking))]
+        first = stop.drop_duplicates("pair_id").set_index("pair_id")["check"].astype(object)
+        check = table["pair_id"].map(first)
+        leave_out(check.notna(), "flagged by check: " + check.fillna("").astype(str))
+    rows = zip(table["question"], table["answer"], table["findings"], strict=True)
+    leave_out(np.array([not _storable(*row) for row in rows], bool), "text cannot be stored")
+    turn = table["turn"].where(reason != "")
+    broken = turn.groupby(table["conversation"]).transform("min")
+    leave_out(table["turn"] > broken.fillna(math.inf), "follows a turn that was left out")
+    out = table.loc[reason != "", ["pair_id", "source"]].assign(reason=reason[reason != ""])
+    return table[reason == ""].copy(), out.reset_index(drop=True)
+
+
+def _validate(pairs: pd.DataFrame) -> None:
+    if missing := [c for c in PAIR_COLUMNS if c not in pairs]:
+        raise ExportError(f"table of pairs: column {missing[0]!r} is missing")
+    for column in ("pair_id", "image_id", "conversation", "turn"):
+        if (bad := pairs[column].isna()).any():
+            raise ExportError(f"table of pairs: column {column!r} is empty in {bad.sum()} rows")
+    ids = pairs["pair_id"].astype(str)
+    if (double := ids.duplicated()).any():
+        raise ExportError(f"table of pairs: pair_id occurs twice: {ids[double].iloc[0]!r}")
+    # They become names of files, and WebDataset cuts names at the first dot.
+    if (odd := ~ids.str.fullmatch(r"[A-Za-z0-9_-]{1,90}")).any():
+        raise ExportError(
+            f"table of pairs: pair_id {ids[odd].iloc[0]!r} must be letters, digits, '_' and '-', "
+            "90 at most: the ledger's keys are"
+        )
+    if (mixed := pairs.groupby("conversation")["image_id"].nunique() > 1).any():
+        raise ExportError(f"conversation {mixed.index[mixed][0]!r} is about more than one image")
+
+
+def _same(column: pd.Series, value: str) -> np.ndarray:
+    return (column.astype(object) == value).fillna(False).to_numpy(bool)
+
+
+def _allowed(
+    table: pd.DataFrame, images_frame: pd.DataFrame, redistributable: str | Collection[str]
+) -> np.ndarray:
+    known = table["image_id"].isin(images_frame["image_id"])
+    if not isinstance(redistributable, str):
+        return (known & table["licence"].isin(list(redistributable))).to_numpy(bool)
+    if redistributable not in images_frame:
+        raise ExportError(
+            f"table of images: column {redistributable!r} is missing; it must say for every image "
+            "whether its licence allows redistribution"
+        )
+    may = images_frame[redistributable].astype("boolean").fillna(False).astype(bool)
+    ids = set(images_frame.loc[may, "image_id"])
+    return (table["image_id"].isin(ids) & table["licence"].notna()).to_numpy(bool)
+
+
+def _storable(question: Any, answer: Any, found: Any) -> bool:
+    """Whether texts are there, are valid Unicode, and findings can be read."""
+    if not (isinstance(question, str) and isinstance(answer, str) and answer.strip()):
+        return False
+    try:
+        (question + answer).encode()
+        json.dumps(parse_findings(found), ensure_ascii=False).encode()
+    except ValueError:  # so is UnicodeEncodeError
+        return False
+    return True
+
+
+def split(pairs: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.Series:
+    """Split of every pair: all pairs of a patient, or else of a lesion, or else of an image.
+
+    Pairs that share any of the three (a patient and a lesion within one source) are one group.
+    Groups stand in the order of a keyed hash, and the line is cut at the shares of pairs; so the
+    result is that of the groups and the seed, in any order of rows, and pairs added later move
+    only groups near a cut. Each split gets a group as long as there are enough.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    values = np.array(list(shares.values()), float)
+    if not len(values) or (values <= 0).any() or not np.isfinite(values).all():
+        raise ExportError(f"shares of the splits must be positive, got {dict(shares)}")
+    source = pairs["source"].astype("string").fillna("")
+    row, column, names = [], [], []
+    for level in ("patient_id", "lesion_id", "image_id"):
+        text = pairs[level].astype("string")
+        keys = f"{level}\0" + (text if level == "image_id" else source + "\0" + text)
+        code, unique = pd.factorize(keys)
+        at = np.flatnonzero(code >= 0)
+        row.append(at)
+        column.append(code[at] + len(pairs) + len(names))
+        names += list(unique)
+    row, column = np.concatenate(row), np.concatenate(column)
+    size = len(pairs) + len(names)
+    edges = coo_array((np.ones(len(row), bool), (row, column)), shape=(size, size))
+    _, component = connected_components(edges, directed=False)
+    # A group is known by the first of its patients, or else lesions, or else images.
+    rank = {"patient_id": 0, "lesion_id": 1, "image_id": 2}
+    name_of: dict[int, tuple[int, str]] = {}
+    for number, key in zip(component[len(pairs) :], names, strict=True):
+        best = (rank[key.partition("\0")[0]], key)
+        name_of[number] = min(name_of.get(number, best), best)
+    group = pd.Series([name_of[c][1] for c in component[: len(pairs)]], index=pairs.index)
+    sizes = group.value_counts()
+    order = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}\0{g}".encode()).digest())
+    return group.map(_cut(order, sizes.to_dict(), list(shares), values / values.sum()))
+
+
+def _cut(
+    order: list[str], sizes: Mapping[str, int], names: list[str], shares: np.ndarray
+) -> dict[str, str]:
+    total, edges = sum(sizes.values()), np.cumsum(shares)
+    chosen, before, at = {}, 0, 0
+    for left, group in zip(range(len(order), 0, -1), order, strict=True):
+        middle = (before + sizes[group] / 2) / total
+        empty = at not in chosen.values()
+        if (
+            not empty
+            and at < len(names) - 1
+            and (middle > edges[at] or left <= len(names) - 1 - at)
+        ):
+            at += 1
+        chosen[group] = at
+        before += sizes[group]
+    return {group: names[number] for group, number in chosen.items()}
+
+
+def _provenance(kept: pd.DataFrame) -> pd.DataFrame:
+    key = kept["ledger_key"].astype("string").fillna(kept["pair_id"].astype("string"))
+    columns = ["pair_id", "ledger_key", "image_id", "teacher", "mode", "review", "split"]
+    return kept.assign(ledger_key=key)[columns].sort_values("pair_id")

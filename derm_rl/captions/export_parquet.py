@@ -1,0 +1,159 @@
+"""The canonical rows of a release: their types, and Parquet files written as they stream by."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from derm_rl.captions.export_images import Load, image_path, kind, strip_metadata
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+ROW_GROUP = 500  # rows written, and read, at once
+SHARD_BYTES = 256 * 2**20  # images and text of one Parquet file, before compression
+TEXTS = (
+    "pair_id", "image_id", "question_type", "style", "conversation", "language", "mode",
+    "question", "answer", "teacher", "source", "modality", "patient_id", "lesion_id",
+    "diagnosis", "label", "licence", "attribution", "review",
+)  # fmt: skip
+
+
+def features(images: str = "embed") -> Features:
+    """Columns and types of a release's rows; ``image`` is encoded, or ``image_path`` names it."""
+    from datasets import Features, Image, List, Value
+
+    image = {"image": Image()} if images == "embed" else {"image_path": Value("string")}
+    finding = {
+        "name": Value("string"),
+        "value": Value("string"),
+        "evidence": Value("string"),
+        "box": List(Value("float64")),  # x0, y0, x1, y1 as shares of width and height, or missing
+    }
+    texts = {name: Value("string") for name in TEXTS}
+    numbers = {"turn": Value("int32"), "confidence": Value("float64"), "abstained": Value("bool")}
+    return Features(
+        image | texts | numbers | {"skin_type": Value("int32"), "findings": List(finding)}
+    )
+
+
+def parse_findings(text: Any) -> list[dict[str, Any]]:
+    """Findings of a pair from their JSON; none if missing.
+
+    Raises:
+        ValueError: it is not a list of findings.
+    """
+    if text is None or text is pd.NA or (isinstance(text, float) and math.isnan(text)):
+        return []
+    try:
+        return [_finding(item) for item in json.loads(text)]
+    except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a JSON list of findings ({error!r})") from error
+
+
+def _finding(item: dict[str, Any]) -> dict[str, Any]:
+    box = item.get("box")
+    if box is not None:
+        box = [float(v) for v in box]
+        if len(box) != 4 or not all(math.isfinite(v) for v in box):
+            raise ValueError(f"box {box} is not four finite numbers")
+    return {k: str(item[k]) for k in ("name", "value", "evidence")} | {"box": box}
+
+
+def write_splits(
+    kept: pd.DataFrame, folder: Path, images: str, load: Load, splits: list[str]
+) -> pd.DataFrame:
+    """Write all Parquet files; returns ``pair_id, source, reason`` of unreadable images' pairs."""
+    (folder / "data").mkdir()
+    schema, unread = features(images).arrow_schema, []
+    for name in splits:
+        rows = kept[kept["split"] == name]
+        blocks = _blocks(rows, images, load, folder, unread)
+        _write_files(blocks, schema, folder / "data", name)
+    return pd.DataFrame(unread, columns=["pair_id", "source", "reason"])
+
+
+def _blocks(
+    rows: pd.DataFrame, images: str, load: Load, folder: Path, unread: list[tuple]
+) -> Iterator[tuple[dict[str, list], int]]:
+    """Columns of up to ``ROW_GROUP`` rows with their images, and about how many bytes they are."""
+    last, content, path = None, b"", ""
+    for start in range(0, len(rows), ROW_GROUP):
+        block = rows.iloc[start : start + ROW_GROUP]
+        cells, good = [], []
+        for pair, image_id, source in zip(
+            block["pair_id"], block["image_id"], block["source"], strict=True
+        ):
+            if image_id != last:
+                last, content = image_id, b""
+                try:
+                    content = strip_metadata(load(str(image_id)))
+                    path = image_path(str(image_id), kind(content))
+                except (OSError, ValueError, LookupError):
+                    content = b""
+                if content and images == "reference":
+                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / path).write_bytes(content)
+            good.append(bool(content))
+            if content:
+                cells.append({"bytes": content, "path": path} if images == "embed" else path)
+            else:
+                unread.append((pair, source, "image cannot be read"))
+        block = block[good]
+        if len(block):
+            yield _columns(block, cells, images), _bytes(block, cells, images)
+
+
+def _columns(block: pd.DataFrame, cells: list, images: str) -> dict[str, list]:
+    def plain(name: str, kind: type) -> list:
+        return [None if pd.isna(v) else kind(v) for v in block[name].astype(object)]
+
+    out: dict[str, list] = {"image" if images == "embed" else "image_path": cells}
+    out |= {name: plain(name, str) for name in TEXTS}
+    out |= {"turn": plain("turn", int), "confidence": plain("confidence", float)}
+    out |= {"abstained": plain("abstained", bool), "skin_type": plain("skin_type", int)}
+    return out | {"findings": [parse_findings(text) for text in block["findings"]]}
+
+
+def _bytes(block: pd.DataFrame, cells: list, images: str) -> int:
+    text = (
+        block["answer"].str.len().sum()
+        + block["findings"].astype(object).astype(str).str.len().sum()
+    )
+    return int(text) + (sum(len(c["bytes"]) for c in cells) if images == "embed" else 0)
+
+
+def _write_files(
+    blocks: Iterator[tuple[dict[str, list], int]], schema: Any, folder: Path, name: str
+) -> None:
+    """Files ``name-00000.parquet`` … of whole row groups, each up to ``SHARD_BYTES``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Neighbouring rows share an image: zstd finds it again within a page; a dictionary of images
+    # and statistics of them would only cost memory.
+    light = [n for n in schema.names if n not in ("image", "findings")]
+    options = {
+        "compression": "zstd", "compression_level": 3, "use_dictionary": light,
+        "write_statistics": light, "version": "2.6", "data_page_size": 2**20,
+    }  # fmt: skip
+    writer, number, written = None, 0, 0
+    try:
+        for columns, size in blocks:
+            if writer is not None and written + size > SHARD_BYTES:
+                writer.close()
+                writer, number, written = None, number + 1, 0
+            if writer is None:
+                path = folder / f"{name}-{number:05d}.parquet"
+                writer = pq.ParquetWriter(path, schema, **options)
+            table = pa.table({n: pa.array(columns[n], schema.field(n).type) for n in schema.names})
+            writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
+            written += size
+    finally:
+        if writer is not None:
+            writer.close()

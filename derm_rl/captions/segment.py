@@ -1,0 +1,179 @@
+"""Where the lesion is: field of view, skin, and the opacity of the lesion over it.
+
+All works on a :class:`View`, the image at a fixed working area, so that lengths in pixels mean the
+same for every image. The idea is background subtraction: the skin, with its uneven light, is a
+smooth surface of colour fitted to what looks like skin; the lesion is what differs from it. The
+threshold is Otsu's (1979), as is usual in dermoscopy (Celebi et al. 2009, a survey); it is then
+refined to where pigment covers half the skin, so that pale and dark parts end at the same place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from scipy import ndimage
+from skimage.color import rgb2lab
+from skimage.filters import threshold_otsu
+from skimage.measure import label
+
+SIDE = 96  # the working area is SIDE² pixels, whatever the image's own size
+FIELD_DARKNESS = 0.42  # of the median lightness: what is darker and touches a corner is aperture
+FIELD_MARGIN = 3  # pixels at the edge of the field of view, which is blurred
+RING = 0.8  # skin is first looked for outside an ellipse of this size, in half image sides
+MIN_SKIN = 50  # pixels, to fit it to
+SKIN_SPREAD = 3.0  # standard deviations of the skin's texture that still count as skin
+SKIN_NOISE = 1.2  # ΔE*ab, half a just noticeable difference: texture is never taken for less
+THRESHOLD = (3.0, 6.0)  # standard deviations: bounds for Otsu's threshold
+SATURATION = 12.0  # standard deviations above which a pixel is as much lesion as can be
+MIN_SEPARATION = 4.0  # standard deviations, median of lesion to skin, and ...
+CENTRAL = 0.6  # half image sides: a pixel farther out speaks less for being of the lesion
+MIN_CONTRAST = 6.0  # ... ΔE*ab: below, nothing is called a lesion
+MIN_AREA, MAX_AREA = 0.003, 0.9  # of the field of view
+SMOOTHING = 1.0  # pixels
+PLATEAU = 6.0  # pixels over which the lesion's own colour difference is averaged
+
+
+@dataclass
+class View:
+    """An image at the working area: ``rgb`` (H, W, 3) float32 in [0, 1]."""
+
+    rgb: np.ndarray
+
+    @cached_property
+    def lab(self) -> np.ndarray:
+        """CIELAB under D65 (H, W, 3) float32."""
+        return rgb2lab(self.rgb).astype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rgb.shape[:2]
+
+    @cached_property
+    def field(self) -> np.ndarray:
+        """Field of view (H, W) bool: all but the dark aperture that touches the corners."""
+        return ~ndimage.binary_dilation(self.aperture, iterations=FIELD_MARGIN)
+
+    @cached_property
+    def aperture(self) -> np.ndarray:
+        """What is nearly black and connected to a corner of the image (H, W) bool."""
+        lightness = ndimage.uniform_filter(self.lab[..., 0], 3)
+        dark = lightness < FIELD_DARKNESS * np.median(lightness)
+        labels, _ = ndimage.label(dark)
+        corners = labels[[0, 0, -1, -1], [0, -1, 0, -1]]
+        return np.isin(labels, corners[corners > 0])
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion and the skin around it."""
+
+    mask: np.ndarray  # (H, W) bool
+    opacity: np.ndarray  # (H, W) float32: 0 skin, about 1 lesion, 0.5 on the outline
+    skin: np.ndarray  # (H, W, 3) float32: CIELAB of the skin, also where the lesion hides it
+    valid: np.ndarray  # (H, W) bool: field of view without artifacts
+    lab: np.ndarray  # (H, W, 3) float32: CIELAB with artifacts painted over
+
+
+def paint_over(lab: np.ndarray, valid: np.ndarray, sigma: float = 1.5) -> np.ndarray:
+    """Replace what is not valid by the Gaussian mean of the valid pixels around it."""
+    if valid.all() or not valid.any():
+        return lab
+    weight = ndimage.gaussian_filter(valid.astype(np.float32), sigma) + 1e-4
+    mean = lab[valid].mean(0)  # far from anything valid
+    smooth = ndimage.gaussian_filter((lab - mean) * valid[..., None], (sigma, sigma, 0))
+    return np.where(valid[..., None], lab, mean + smooth / weight[..., None])
+
+
+def skin_difference(lab: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colour (H, W, 3) of the skin, a quadratic in position, and every pixel's distance from it.
+
+    Fitted to what lies near the image's edge, then to what resembles it, wherever that is. The
+    distance is Mahalanobis', in standard deviations of the skin's own texture: skin varies much in
+    lightness and little in hue, so that a slight change of hue tells more.
+    """
+    position, basis = _basis(*valid.shape)
+    skin = valid & (position > RING)
+    if skin.sum() < MIN_SKIN:
+        skin = valid
+    # Every second pixel, as one row each; only the last distance is needed everywhere.
+    every = np.s_[::2, ::2]
+    colours, terms = lab[every].reshape(-1, 3), basis[every].reshape(-1, basis.shape[-1])
+    usable, ring = valid[every].ravel(), skin[every].ravel()
+    # Median first: a lesion or an ink stroke that reaches the edge must not pull the fit.
+    off = np.linalg.norm(colours - np.median(colours[ring], 0), axis=1)
+    near = ring & (off <= np.quantile(off[ring], 0.8))
+    for count in (4, 4, 6, 6):
+        t, c = terms[near, :count], colours[near]
+        weights = np.linalg.lstsq(t.T @ t, t.T @ c, rcond=None)[0]
+        residual = colours - terms[:, :count] @ weights
+        covariance = np.cov(residual[near].T) + SKIN_NOISE**2 * np.eye(3)
+        whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T.astype(np.float32)
+        near_now = usable & (((residual @ whiten) ** 2).sum(1) < SKIN_SPREAD**2)
+        if near_now.sum() < MIN_SKIN:
+            break
+        near = near_now
+    surface = (basis[..., : len(weights)] @ weights).astype(np.float32)
+    return surface, np.sqrt((((lab - surface) @ whiten) ** 2).sum(-1))
+
+
+@lru_cache(maxsize=8)
+def _basis(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distance from the centre in half sides, and the terms of a quadratic (H, W, 6)."""
+    y, x = np.meshgrid(
+        np.linspace(-1, 1, h, dtype=np.float32), np.linspace(-1, 1, w, dtype=np.float32),
+        indexing="ij",
+    )  # fmt: skip
+    terms = [np.ones_like(x), x, y, x * x + y * y, x * y, x * x - y * y]
+    return np.hypot(x, y), np.stack(terms, -1)
+
+
+def _candidate(difference: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
+    """The most central of the large regions that differ from skin, without holes."""
+    clipped = np.minimum(difference, SATURATION)
+    threshold = np.clip(threshold_otsu(clipped[valid], nbins=64), *THRESHOLD)
+    mask = ndimage.binary_opening((difference > threshold) & valid, np.ones((3, 3)))
+    labels = label(mask, connectivity=1)
+    if not labels.max():
+        return None
+    central = np.exp(-(_basis(*valid.shape)[0] ** 2) / CENTRAL**2)
+    weight = np.bincount(labels.ravel(), central.ravel())
+    return ndimage.binary_fill_holes(labels == weight[1:].argmax() + 1)
+
+
+def segment(view: View, artifacts: np.ndarray) -> Lesion | None:
+    """Find the lesion; None if nothing differs enough from the skin.
+
+    Args:
+        artifacts: (H, W) bool, pixels of hair, ruler, ink and bubbles, which are painted over.
+    """
+    valid = view.field & ~artifacts
+    if valid.sum() < 0.1 * valid.size:
+        return None
+    lab = paint_over(view.lab, valid)
+    lab = ndimage.gaussian_filter(lab, (SMOOTHING, SMOOTHING, 0))
+    surface, difference = skin_difference(lab, valid)
+    first = _candidate(difference, view.field)
+    if first is None:
+        return None
+    core = ndimage.binary_erosion(first, iterations=2)
+    core = core if core.sum() > 10 else first
+    if np.median(difference[core]) < MIN_SEPARATION:
+        return None
+    if np.median(np.linalg.norm(lab - surface, axis=-1)[core]) < MIN_CONTRAST:
+        return None
+    weight = ndimage.gaussian_filter(core.astype(np.float32), PLATEAU) + 1e-6
+    plateau = ndimage.gaussian_filter(core * np.minimum(difference, 2 * SATURATION), PLATEAU) / weight
+    opacity = np.minimum(difference / np.maximum(plateau, 1e-3), 1.0)
+    opacity = np.where(core, np.maximum(opacity, 0.75), opacity)
+    opacity[~(ndimage.binary_dilation(first, iterations=5) & view.field)] = 0
+    labels = label(opacity > 0.5, connectivity=1)
+    if not labels.max():
+        return None
+    best = np.bincount(labels[core])[1:].argmax() + 1 if labels[core].any() else 1
+    mask = ndimage.binary_fill_holes(labels == best)
+    if not MIN_AREA <= mask.sum() / view.field.sum() <= MAX_AREA:
+        return None
+    opacity = np.where(mask, np.maximum(opacity, 0.5), np.minimum(opacity, 0.5))
+    return Lesion(mask, opacity.astype(np.float32), surface, valid, lab)

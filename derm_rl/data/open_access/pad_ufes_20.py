@@ -1,0 +1,53 @@
+"""PAD-UFES-20 (Pacheco et al. 2020): clinical images from smartphones, with patients' answers.
+
+``metadata.csv`` and the images in ``imgs_part_1/`` to ``imgs_part_3/`` (folders or zip archives,
+with or without a folder ``images/`` around them).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from derm_rl.data.dermoscopy import Exclusions, table_file
+from derm_rl.data.open_access import labels, layout, values
+
+NAMES = {
+    "ack": "actinic keratosis",
+    "bcc": "basal cell carcinoma",
+    "mel": "melanoma",
+    "nev": "nevus",
+    "scc": "squamous cell carcinoma",  # Bowen's disease is among them
+    "sek": "seborrheic keratosis",
+}
+NEEDED = ("img_id", "patient_id", "lesion_id", "diagnostic")
+USED = {*NEEDED, "age", "gender", "region", "fitspatrick"}
+
+
+def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
+    """Rows of all images; the patients' answers are further columns."""
+    file = table_file(root, "metadata.csv")
+    raw = layout.read_table(file, NEEDED)
+    raw = layout.one_row_each(layout.with_ids(raw, raw["img_id"], file), file, exclusions)
+    patient = values.named(raw["patient_id"], "PAT_")
+    code = values.lower(raw["diagnostic"])
+    label = code.replace(NAMES)
+    frame = pd.DataFrame(
+        {
+            "image_id": raw["image_id"],
+            # The number of a lesion with its patient's, as other sources count lesions too.
+            "lesion_id": patient + "_" + values.named(raw["lesion_id"], ""),
+            "patient_id": patient,
+            "diagnosis": labels.codes(label),
+            "label": label,
+            "age": layout.column(raw, "age"),
+            "sex": values.sexes(layout.column(raw, "gender", "sex")),
+            "site": values.lower(layout.column(raw, "region")),
+            "skin_type": layout.column(raw, "fitspatrick", "fitzpatrick"),
+            "diagnostic": code,
+        }
+    ).join(layout.further(raw, USED))
+    frame = layout.with_values(frame, file, exclusions)
+    images = layout.locate(root, "imgs_part_*", "images/imgs_part_*", "images*")
+    return layout.with_paths(frame, images, root, exclusions)
