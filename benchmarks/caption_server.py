@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import json
 import subprocess
 import sys
@@ -39,30 +38,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from PIL import Image
-
 from derm_rl import provenance
 from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.providers import ProviderTeacher
 from derm_rl.captions.runner import ask_all, replay
-from derm_rl.captions.schema import Prompt, Question, Request
+from derm_rl.captions.schema import Request
 from derm_rl.io import write_json
 
 RESULTS = Path(__file__).parent / "results"
 SERVER = Path(__file__).parents[1] / "tests" / "fault_server.py"
 BARS = {"faulty_server_throughput": 0.9, "asked_twice": 0}
-
-
-def requests(count: int, size: int = 64) -> Iterator[Request]:
-    """``count`` different questions about one small image."""
-    encoded = io.BytesIO()
-    Image.new("RGB", (size, size), (200, 150, 130)).save(encoded, "PNG")
-    for number in range(count):
-        text = f"What does image {number} show?"
-        question = Question(
-            f"image-{number}", "overview", text, "en", "blind", "single", f"c{number}", 0
-        )
-        yield Request(question, Prompt("You describe skin.", text), encoded.getvalue(), {})
 
 
 @contextmanager
@@ -101,22 +86,31 @@ def measure(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Ask ``count`` questions; the numbers of the module's docstring and what they rest on."""
-    expected_status = _fault_server().expected_status
+    faults = _fault_server()
+
+    def requests() -> Iterator[Request]:
+        return map(faults.question, range(count))
+
     with server(share, service, seed) as url, tempfile.TemporaryDirectory() as folder:
         teacher = ProviderTeacher("test:model", base_url=url, price=(0.1, 0.4))
         with Ledger(Path(folder) / "ledger.sqlite") as ledger:
             began, computed = time.monotonic(), time.process_time()
             summary = ask_all(
-                teacher, requests(count), ledger, concurrency=concurrency, timeout=timeout
+                teacher,
+                map(faults.question, range(count)),
+                ledger,
+                concurrency=concurrency,
+                timeout=timeout,
             )
             seconds, cpu = time.monotonic() - began, time.process_time() - computed
             stats = fetch(url, "stats")
-            again = ask_all(teacher, requests(count), ledger, timeout=timeout, progress=False)
+            again = ask_all(teacher, requests(), ledger, timeout=timeout, progress=False)
             stats_again, met = fetch(url, "stats"), fetch(url, "logs")
             wrong = [
                 request.question.text
-                for request, _, reply in replay(teacher, requests(count), ledger)
-                if reply is None or reply.status != expected_status(met[request.question.text])
+                for request, _, reply in replay(teacher, requests(), ledger)
+                if reply is None
+                or reply.status != faults.expected_status(met[request.question.text])
             ]
     busy = stats["service_seconds"] + stats["served"].get("timeout", 0) * timeout
     return {

@@ -6,8 +6,8 @@
 
 What the n-th call for a request meets is drawn from the seed, the request and n alone, so a run
 can be repeated in any order. A call that follows a bad reply and asks to correct it belongs to the
-same request. ``GET /stats`` returns :meth:`FaultServer.stats` as JSON, ``GET /logs`` what each request
-met, by the text of its last question.
+same request. ``GET /stats`` returns :meth:`FaultServer.stats` as JSON, ``GET /logs`` what each
+request met, by the text of its last question.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import io
 import json
 import random
 import threading
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from PIL import Image
+
+from derm_rl.captions.schema import Prompt, Question, Request
 
 TRANSIENT = ("429", "500", "timeout", "drop", "cut_body")  # the call is to be made again
 FINAL = {"ok": "ok", "length": "truncated", "content_filter": "blocked", "refusal": "blocked"}
@@ -272,6 +277,16 @@ def chat_completion(message: dict[str, Any], finish: str, text: str) -> dict[str
         "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
         "usage": {**tokens, "total_tokens": sum(tokens.values())},
     }
+
+
+def question(number: int, **changes: Any) -> Request:
+    """A request about one small image, different for each number."""
+    encoded = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 150, 130)).save(encoded, "PNG")
+    text = f"What does image {number} show?"
+    asked = Question(f"image-{number}", "overview", text, "en", "blind", "single", f"c{number}", 0)
+    request = Request(asked, Prompt("You describe skin.", text), encoded.getvalue(), {})
+    return replace(request, **changes)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ NEAR_LESION = 5  # pixels around a lesion that may be streaks
 BUBBLE_RADII = np.arange(5.0, 12.6, 1.0)  # pixels
 RIM_WIDTH = 0.8  # pixels
 RIM_CURVATURE = 4.0  # lightness per pixel² at which a rim counts half
-BUBBLE_ROUNDNESS = 0.42  # mean over the circle of how much of a rim runs along it
+BUBBLE_ROUNDNESS = 0.395  # mean over the circle of how much of a rim runs along it
 
 RULER_REACH = 0.16  # of the image, from each edge
 RULER_BAND = 4  # pixels of the ticks' length that are averaged
@@ -209,9 +209,9 @@ def ruler(lightness: np.ndarray, lab: np.ndarray) -> tuple[float, np.ndarray]:
     score = float(found[edge].max()) - RULER_REGULARITY
     if score > 0:
         deepest = int(np.flatnonzero(found[edge] > RULER_REGULARITY)[-1])
-        rows = np.median(turns[edge](lab), axis=1)[deepest : deepest + 13]
-        jumps = np.linalg.norm(rows[2:] - rows[:-2], axis=-1)
-        below = int(jumps.argmax()) + 3 if jumps.size and jumps.max() > STRIP_JUMP else 3
+        rows = np.median(turns[edge](lab), axis=1)[deepest : deepest + 15]
+        jumps = np.linalg.norm(rows[3:] - rows[:-3], axis=-1)
+        below = int(jumps.argmax()) + 5 if jumps.size and jumps.max() > STRIP_JUMP else 5
         turns[edge](mask)[: deepest + below] = True
     return score, mask
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from derm_rl.data import licences
 from derm_rl.prompts import near
 
 # What only the caller can know, and what stands there if it is not told.
@@ -28,12 +29,13 @@ FACTS: dict[str, Any] = {
 }
 RULE_BASED = "measured"  # name of the rule-based teacher
 PHANTOM = "phantom"  # source of drawn images
-# Identifiers of licences that dataset hubs know, by the words in a licence's name.
+# SPDX ids, in lower case, that dataset hubs know as they are, and those they know by another name.
 _HUB_LICENCES = {
-    "cc0": "cc0-1.0", "ccbync40": "cc-by-nc-4.0", "ccby40": "cc-by-4.0", "ccby": "cc-by-4.0",
-    "ccbysa40": "cc-by-sa-4.0", "ccbyncsa40": "cc-by-nc-sa-4.0", "ccbyncnd40": "cc-by-nc-nd-4.0",
-    "ccbync": "cc-by-nc-4.0", "cc010": "cc0-1.0", "apache20": "apache-2.0", "mit": "mit",
+    "apache-2.0", "mit", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
+    "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
 }  # fmt: skip
+_HUB_NAMES = {"pddl-1.0": "pddl", "odc-by-1.0": "odc-by", "odbl-1.0": "odbl"}
 _SIZES = (
     (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
     (math.inf, "n>1M"),
@@ -66,9 +68,9 @@ def describe(
     text = kept.assign(source=kept["source"].astype("string").fillna("unknown"))
     by = {"split": "Split", "source": "Source", "question_type": "Question type"}
     by |= {"language": "Language", "mode": "Mode", "style": "Style", "teacher": "Teacher"}
-    licences = text[["source", "licence", "attribution"]].astype("string").fillna("")
-    licences = licences.assign(image_id=text["image_id"]).drop_duplicates("image_id")
-    licences = licences.groupby(["source", "licence", "attribution"]).size()
+    sources = text[["source", "licence", "attribution"]].astype("string").fillna("")
+    sources = sources.assign(image_id=text["image_id"]).drop_duplicates("image_id")
+    sources = sources.groupby(["source", "licence", "attribution"]).size()
     reasons = left_out.assign(source=left_out["source"].astype("string").fillna("unknown"))
     return dict(facts) | {
         "pairs": len(kept),
@@ -83,7 +85,7 @@ def describe(
         "seed": seed,
         "layout": images,
         "licence_ids": sorted(set(kept["licence"].dropna().astype(str))),
-        "licences": licences.rename("images").reset_index().values.tolist(),
+        "licences": sources.rename("images").reset_index().values.tolist(),
         "left_out": reasons.groupby(["reason", "source"]).size().reset_index().values.tolist(),
         "checks": _checks(flags, blocking, left_out),
         "phantom_images": int(kept.loc[kept["source"] == PHANTOM, "image_id"].nunique()),
@@ -117,11 +119,10 @@ def _checks(
     ]
 
 
-def hub_licence(licences: Sequence[str]) -> list[str]:
+def hub_licence(names: Sequence[str]) -> list[str]:
     """Identifiers of licences as dataset hubs know them; "other" for what they do not."""
-    found = {
-        _HUB_LICENCES.get(re.sub(r"[^a-z0-9]", "", name.lower()), "other") for name in licences
-    }
+    ids = {(licences.normalise(name) or "").lower() for name in names}
+    found = {_HUB_NAMES.get(i, i if i in _HUB_LICENCES else "other") for i in ids}
     return sorted(found) or ["other"]
 
 
@@ -162,11 +163,11 @@ def render(d: Mapping[str, Any]) -> str:
 def _header(d: Mapping[str, Any]) -> str:
     import yaml
 
-    licences = hub_licence(d["licence_ids"])
+    known = hub_licence(d["licence_ids"])
     size = next(name for limit, name in _SIZES if d["pairs"] < limit)
     header: dict[str, Any] = {
         "pretty_name": clean(d["title"]),
-        "license": licences[0] if len(licences) == 1 else licences,
+        "license": known[0] if len(known) == 1 else known,
         "language": d["languages"],
         "task_categories": ["visual-question-answering", "image-text-to-text"],
         "size_categories": [size],

@@ -67,7 +67,8 @@ def _description(d: Mapping[str, Any]) -> str:
 
 def _licence_url(name: str) -> str:
     if name.startswith("cc-by"):
-        return f"https://creativecommons.org/licenses/{name[3:-4]}/4.0/"
+        kind, _, version = name.removeprefix("cc-").rpartition("-")
+        return f"https://creativecommons.org/licenses/{kind}/{version}/"
     return _LICENCE_URLS.get(name, "See columns licence and attribution of every row")
 
 
@@ -93,7 +94,8 @@ def _pairs(folder: Path, images: str, context: Any) -> Any:
     def field(name: str, kind: str, source: dict[str, Any], **further: Any) -> Any:
         extract = mlc.Extract(ctx=context, **source.pop("extract"))
         return mlc.Field(
-            ctx=context, id=f"pairs/{name}", name=name.rpartition("/")[2], data_types=[getattr(mlc.DataType, kind)],
+            ctx=context, id=f"pairs/{name}", name=name.rpartition("/")[2],
+            data_types=[getattr(mlc.DataType, kind)],
             description=further.pop("description", f"Column {name}."),
             source=mlc.Source(ctx=context, file_set="parquet-files", extract=extract, **source),
             **further,

@@ -30,6 +30,7 @@ from derm_rl.captions import card, croissant, export_formats
 from derm_rl.captions.export_images import Load, loader
 from derm_rl.captions.export_parquet import parse_findings, write_splits
 from derm_rl.captions.schema import PAIR_COLUMNS
+from derm_rl.data import licences
 from derm_rl.io import atomic_dir, write_csv, write_json
 
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
@@ -45,7 +46,7 @@ def release(
     images_frame: pd.DataFrame,
     folder: str | Path,
     *,
-    redistributable: str | Collection[str],
+    redistributable: str | Collection[str] | None = None,
     images: str = "embed",
     load: Load | None = None,
     size: int | None = None,
@@ -64,8 +65,9 @@ def release(
             its rejected pairs stay out, a column ``ledger_key`` replaces ``pair_id`` as the key.
         images_frame: the images' table: ``image_id``, and ``path`` unless ``load`` is given.
         folder: replaced if it exists.
-        redistributable: which images may enter: a boolean column of ``images_frame``, or the
-            licences (as in column ``licence``) that allow it. A missing licence never does.
+        redistributable: which images may enter: a boolean column of ``images_frame``, or licences
+            (in any spelling) as ``licences.filter`` takes them; default: all that allow changed
+            copies to be passed on. A missing or unknown licence never does.
         images: "embed" into Parquet, or "reference" files in ``images/`` by their path.
         load: image id -> encoded PNG or JPEG, called once an image, in the order of rows; default:
             the images of ``images_frame``, encoded by ``size`` and ``quality``, see
@@ -111,7 +113,7 @@ def release(
 def choose(
     pairs: pd.DataFrame,
     images_frame: pd.DataFrame,
-    redistributable: str | Collection[str],
+    redistributable: str | Collection[str] | None = None,
     flags: pd.DataFrame | None = None,
     blocking: Collection[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -133,8 +135,8 @@ def choose(
 
     leave_out(~_same(table["status"], "ok"), "status: " + table["status"].fillna("missing"))
     allowed = _allowed(table, images_frame, redistributable)
-    licences = table["licence"].astype("string").fillna("unknown").astype(object)
-    leave_out(~allowed, "licence does not allow redistribution: " + licences)
+    licence = table["licence"].astype("string").fillna("unknown").astype(object)
+    leave_out(~allowed, "licence does not allow redistribution: " + licence)
     leave_out(_same(table["review"], "reject"), "rejected in review")
     if flags is not None and len(flags):
         stop = flags if blocking is None else flags[flags["check"].isin(list(blocking))]
@@ -174,11 +176,14 @@ def _same(column: pd.Series, value: str) -> np.ndarray:
 
 
 def _allowed(
-    table: pd.DataFrame, images_frame: pd.DataFrame, redistributable: str | Collection[str]
+    table: pd.DataFrame,
+    images_frame: pd.DataFrame,
+    redistributable: str | Collection[str] | None,
 ) -> np.ndarray:
     known = table["image_id"].isin(images_frame["image_id"])
     if not isinstance(redistributable, str):
-        return (known & table["licence"].isin(list(redistributable))).to_numpy(bool)
+        kept, _ = licences.filter(table[["pair_id", "source", "licence"]], redistributable)
+        return (known & table["pair_id"].isin(kept["pair_id"])).to_numpy(bool)
     if redistributable not in images_frame:
         raise ExportError(
             f"table of images: column {redistributable!r} is missing; it must say for every image "

@@ -15,7 +15,7 @@ def find(view):
     colour = artifacts.ink_colour(view.lab)
     stroke = ndimage.binary_dilation(colour & view.field, iterations=2) if colour.any() else colour
     thin = ndimage.binary_dilation((contrast > artifacts.LINE_CONTRAST+2), iterations=1)
-    lesion = segment(view, rims | strip | stroke | thin)
+    lesion = segment(view, rims | stroke | thin, strip)
     where = None if lesion is None else ndimage.binary_dilation(lesion.mask, iterations=artifacts.NEAR_LESION)
     scores["ink"] = artifacts.ink(colour & view.field, where)
     free = view.field & ~(bubble | strip | ndimage.binary_dilation(stroke))

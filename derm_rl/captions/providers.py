@@ -19,6 +19,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from derm_rl.captions.answers import image_type, judge, repair_message, wire_schema
@@ -211,6 +212,12 @@ class ProviderTeacher:
             output_mode="native", output_object=output, allow_text_output=True
         )
 
+    def schema_text(self) -> str:
+        """What the system prompt says of the schema, where the server does not enforce it."""
+        if self.native:
+            return ""
+        return f"\nReply with one JSON object of this schema: {canonical(wire_schema())}"
+
     def _messages(self, request: Request) -> list[Any]:
         """The conversation; the image stands in its first turn."""
         from pydantic_ai.messages import (
@@ -223,9 +230,7 @@ class ProviderTeacher:
         )
 
         image = BinaryContent(request.image, media_type=image_type(request.image))
-        system = request.prompt.system
-        if not self.native:
-            system += f"\nReply with one JSON object of this schema: {canonical(wire_schema())}"
+        system = request.prompt.system + self.schema_text()
         messages: list[Any] = []
         parts: list[Any] = [SystemPromptPart(system)] if system else []
         for question, answer in request.prompt.history:
@@ -252,14 +257,18 @@ class ProviderTeacher:
         return text or refusal or "", judge(text, response.finish_reason, refusal)
 
     def _cost(self, response: Any) -> float:
-        usage = response.usage
-        if self.price is not None:
-            return (usage.input_tokens * self.price[0] + usage.output_tokens * self.price[1]) / 1e6
-        if not self.base_url:
-            try:
+        if self.price is None and not self.base_url:
+            try:  # knows of cached tokens, too
                 return float(response.cost().total_price)
             except (LookupError, ValueError, AssertionError):
                 pass
+        return self.cost(response.usage.input_tokens, response.usage.output_tokens)
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """US dollars; 0, with one warning, if no price is known."""
+        price = self.price or (None if self.base_url else model_price(self.name))
+        if price is not None:
+            return (input_tokens * price[0] + output_tokens * price[1]) / 1e6
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -331,6 +340,7 @@ def hide_secrets(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=64)
 def model_price(model: str) -> tuple[float, float] | None:
     """US dollars per million input and output tokens of "provider:model", if genai-prices knows."""
     from genai_prices import Usage, calc_price

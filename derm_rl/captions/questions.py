@@ -168,7 +168,7 @@ def _questions(frame: pd.DataFrame, settings: _Settings) -> Iterator[Question]:
 
 
 def _random(settings: _Settings, image_id: str, purpose: str) -> Random:
-    """A stream of its own for every purpose: more of one kind leaves the other kinds as they are."""
+    """A stream for every purpose: more questions of one kind leave the other kinds as they are."""
     key = f"{settings.seed}\0{image_id}\0{purpose}".encode(errors="surrogatepass")
     return Random(int.from_bytes(blake2b(key, digest_size=8).digest(), "big"))
 
@@ -191,7 +191,14 @@ def _image(row: Mapping[str, Any], settings: _Settings) -> Iterator[Question]:
         language, mode = _how(rng, settings)
         if chosen := _specific(row, language, mode, rng, asked):
             yield Question(
-                name, SPECIFIC_TYPE, chosen, language, mode, "single", f"{name}/specific-{number}", 0
+                name,
+                SPECIFIC_TYPE,
+                chosen,
+                language,
+                mode,
+                "single",
+                f"{name}/specific-{number}",
+                0,
             )
 
 

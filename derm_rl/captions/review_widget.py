@@ -71,12 +71,18 @@ class Reviewer(widgets.VBox):
         queue: Queue,
         flags: pd.DataFrame | None = None,
     ) -> None:
-        self.table = pairs.drop_duplicates("pair_id").set_index("pair_id", drop=False)
-        if absent := [p for p in queue.pairs if p not in self.table.index]:
+        mine = pairs["conversation"].isin(
+            pairs.loc[pairs["pair_id"].isin(queue.pairs), "conversation"]
+        )
+        # Plain rows: text columns of a table need not be able to hold what a teacher sent.
+        self.rows = {row["pair_id"]: row for row in pairs[mine].to_dict("records")}
+        if absent := [p for p in queue.pairs if p not in self.rows]:
             raise ValueError(
                 f"{len(absent)} pairs to review are not in the table, e.g. {absent[0]}"
             )
-        self.turns = self.table.groupby("conversation")["pair_id"].agg(list).to_dict()
+        self.turns: dict[str, list[dict[str, Any]]] = {}
+        for row in sorted(self.rows.values(), key=lambda row: row["turn"]):
+            self.turns.setdefault(row["conversation"], []).append(row)
         self.images, self.store, self.queue, self.flags = images, store, queue, flags_of(flags)
         self.undone: list[tuple[int, str, Verdict]] = []  # states to go back to
         self.at, self.scale, self._typed, self._loading = 0, 0, "", True
@@ -104,7 +110,7 @@ class Reviewer(widgets.VBox):
             "next": button("Next", "n", "", lambda: self.go(self.at + 1)),
         }
         wide = widgets.Layout(width="98%")
-        self.keys = widgets.Text(
+        self.commands = widgets.Text(
             description="keys", placeholder="click here, then a e r u n p j 1-5 0 s",
             continuous_update=True,
         )  # fmt: skip
@@ -122,7 +128,7 @@ class Reviewer(widgets.VBox):
             )
             for name, meaning in RATINGS.items()
         }
-        self.keys.observe(lambda change: self.typed(change["new"]), "value")
+        self.commands.observe(lambda change: self.typed(change["new"]), "value")
         self.box.observe(lambda change: self._edited(change["new"]), "value")
         self.note.observe(lambda change: self._save(note=encodable(change["new"])), "value")
         for name, scale in self.scales.items():
@@ -130,7 +136,7 @@ class Reviewer(widgets.VBox):
 
     def _layout(self) -> list[widgets.Widget]:
         head = widgets.HBox([self.progress, self.count])
-        actions = widgets.HBox([self.keys, *self.buttons.values()])
+        actions = widgets.HBox([self.commands, *self.buttons.values()])
         ratings = widgets.VBox(list(self.scales.values()))
         return [head, self.view, actions, self.message, self.box, self.note, ratings]
 
@@ -158,9 +164,10 @@ class Reviewer(widgets.VBox):
             self.view.value = f"<p>End of the queue: {done} of {len(self.queue)} pairs done.</p>"
             self.box.value, self.note.value = "", ""
             return self.say(message)
-        state, row = self.store.get(pair), self.table.loc[pair].to_dict()
+        state, row = self.store.get(pair), self.rows[pair]
         content = picture(self.images, row["image_id"])
-        html = card(row, content, self.flags.get(pair, ()), self._before(row))
+        before = [r for r in self.turns[row["conversation"]] if r["turn"] < row["turn"]]
+        html = card(row, content, self.flags.get(pair, ()), before)
         self.view.value = f"<style>{STYLE}</style>{html}"
         draft = self.store.draft(pair)
         self.box.disabled = len(self._answer(pair)) > EDITABLE
@@ -174,10 +181,6 @@ class Reviewer(widgets.VBox):
         unsaved = "An edit that was not saved yet is in the box." if draft else ""
         return self.say(" ".join(m for m in (message, verdict, unsaved) if m))
 
-    def _before(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        turns = self.table.loc[self.turns.get(row["conversation"], [])].sort_values("turn")
-        return turns[turns["turn"] < row["turn"]].to_dict("records")
-
     def _mark(self) -> None:
         for number, (name, scale) in enumerate(self.scales.items()):
             scale.description = ("▶ " if number == self.scale else "") + name
@@ -187,7 +190,7 @@ class Reviewer(widgets.VBox):
         self.message.value = shown(message, 500) if message else ""
 
     def _answer(self, pair: str) -> str:
-        answer = self.table.at[pair, "answer"]
+        answer = self.rows[pair]["answer"]
         return encodable(answer) if isinstance(answer, str) else ""
 
     # ------------------------------------------------------------------------- what is said

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
+from derm_rl.captions.commit import Committer
 from derm_rl.captions.conversations import (
     Conversation,
     Estimate,
@@ -169,25 +169,20 @@ class _Run:
             Pace(concurrency, requests_per_minute, self._sleep),
             asyncio.Event(),
         )
-        self.queue: asyncio.Queue = asyncio.Queue()
         total = len(requests) if hasattr(requests, "__len__") else None
         self.bar = tqdm(
             total=total, desc=self.teacher.name, unit="", mininterval=1, disable=not progress
         )
         self._started.set()
-        with ThreadPoolExecutor(1, thread_name_prefix="ledger") as self.writer:
-            keepers = [asyncio.create_task(self._commit()), asyncio.create_task(self._renew())]
-            try:
+        try:
+            async with Committer(self.ledger, self.teacher.name) as self.committer:
                 if prepare := getattr(self.teacher, "aopen", None):
                     await prepare()
                 await self._feed(iter(requests), _OPEN * concurrency)
-            finally:
-                for keeper in keepers:
-                    keeper.cancel()
-                self.ledger.release()
-                self.bar.close()
-                if close := getattr(self.teacher, "aclose", None):
-                    await close()
+        finally:
+            self.bar.close()
+            if close := getattr(self.teacher, "aclose", None):
+                await close()
         if self.error is not None:
             raise self.error
         self.summary.seconds = time.monotonic() - began
@@ -240,7 +235,7 @@ class _Run:
 
     async def _answer(self, name: str, request: Request) -> Reply:
         """The final reply, from the ledger or the teacher; committed when this returns."""
-        while (mine := await self._exchange(name)) is False:  # another worker is asking it
+        while (mine := await self.committer.claim(name)) is False:  # another worker is asking it
             await self._sleep(0.25)
         if isinstance(mine, Reply):
             self.summary.reused += 1
@@ -248,9 +243,9 @@ class _Run:
         try:
             reply = checked(await self._ask(request), f"{self.teacher.name}, {name}")
         except BaseException:
-            await self.loop.run_in_executor(self.writer, self.ledger.release, [name])
+            await self.committer.release(name)
             raise
-        await self._exchange(name, reply)
+        await self.committer.store(name, reply)
         self.summary.asked += 1
         self.summary.statuses[reply.status] += 1
         self.bar.set_postfix(cost=f"${self.summary.cost:.2f}", refresh=False)
@@ -331,41 +326,3 @@ class _Run:
         except TimeoutError:
             return
         raise _Stopped
-
-    # ---------------------------------------------------------------------------- the ledger
-
-    async def _exchange(self, name: str, reply: Reply | None = None) -> Any:
-        """Store a reply or, without one, claim a key; returns when it is committed."""
-        future = self.loop.create_future()
-        self.queue.put_nowait((name, reply, future))
-        return await future
-
-    async def _commit(self) -> None:
-        """One transaction for all that has come in since the last one began."""
-        while True:
-            batch = [await self.queue.get()]
-            while not self.queue.empty():
-                batch.append(self.queue.get_nowait())
-            claims = [op for op in batch if op[1] is None]
-            stores = [op for op in batch if op[1] is not None]
-            try:
-                results = await self.loop.run_in_executor(
-                    self.writer,
-                    self.ledger.exchange,
-                    [name for name, _, _ in claims],
-                    [(name, self.teacher.name, reply) for name, reply, _ in stores],
-                )
-            except Exception as error:
-                for _, _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            outcomes = zip([*claims, *stores], [*results, *[None] * len(stores)], strict=True)
-            for (_, _, future), outcome in outcomes:
-                if not future.done():
-                    future.set_result(outcome)
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(self.ledger.claim_seconds / 3)
-            await self.loop.run_in_executor(self.writer, self.ledger.renew)

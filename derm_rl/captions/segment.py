@@ -142,19 +142,21 @@ def _candidate(difference: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
     return ndimage.binary_fill_holes(labels == weight[1:].argmax() + 1)
 
 
-def segment(view: View, artifacts: np.ndarray) -> Lesion | None:
+def segment(view: View, artifacts: np.ndarray, outside: np.ndarray) -> Lesion | None:
     """Find the lesion; None if nothing differs enough from the skin.
 
     Args:
-        artifacts: (H, W) bool, pixels of hair, ruler, ink and bubbles, which are painted over.
+        artifacts: (H, W) bool, pixels of hair, ink and bubbles, which are painted over.
+        outside: (H, W) bool, where no lesion can be seen: the strip of a ruler.
     """
-    valid = view.field & ~artifacts
+    field = view.field & ~outside
+    valid = field & ~artifacts
     if valid.sum() < 0.1 * valid.size:
         return None
     lab = paint_over(view.lab, valid)
     lab = ndimage.gaussian_filter(lab, (SMOOTHING, SMOOTHING, 0))
     surface, difference = skin_difference(lab, valid)
-    first = _candidate(difference, view.field)
+    first = _candidate(difference, field)
     if first is None:
         return None
     core = ndimage.binary_erosion(first, iterations=2)
@@ -167,13 +169,13 @@ def segment(view: View, artifacts: np.ndarray) -> Lesion | None:
     plateau = ndimage.gaussian_filter(core * np.minimum(difference, 2 * SATURATION), PLATEAU) / weight
     opacity = np.minimum(difference / np.maximum(plateau, 1e-3), 1.0)
     opacity = np.where(core, np.maximum(opacity, 0.75), opacity)
-    opacity[~(ndimage.binary_dilation(first, iterations=5) & view.field)] = 0
+    opacity[~(ndimage.binary_dilation(first, iterations=5) & field)] = 0
     labels = label(opacity > 0.5, connectivity=1)
     if not labels.max():
         return None
     best = np.bincount(labels[core])[1:].argmax() + 1 if labels[core].any() else 1
     mask = ndimage.binary_fill_holes(labels == best)
-    if not MIN_AREA <= mask.sum() / view.field.sum() <= MAX_AREA:
+    if not MIN_AREA <= mask.sum() / field.sum() <= MAX_AREA:
         return None
     opacity = np.where(mask, np.maximum(opacity, 0.5), np.minimum(opacity, 0.5))
     return Lesion(mask, opacity.astype(np.float32), surface, valid, lab)

@@ -183,10 +183,9 @@ def history(folder: str | Path) -> pd.DataFrame:
             rows.append({k: event[k] for k in ("pair_id", "reader", "at", "verdict")} | ratings)
             rows[-1] |= {"answer": event["answer"], "note": event["note"]}
     columns = ["pair_id", "reader", "at", "verdict", *RATINGS, "answer", "note"]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame = frame.astype(dict.fromkeys(RATINGS, "Int64"))
-    for name in ("pair_id", "reader", "at", "verdict", "answer", "note"):
-        frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    # Not as strings: those could not hold an answer with half a character.
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    frame = frame.where(frame.notna(), None).astype(dict.fromkeys(RATINGS, "Int64"))
     return frame.sort_values("at", kind="stable").reset_index(drop=True)
 
 

@@ -12,7 +12,14 @@ from functools import cache
 from random import Random
 from types import SimpleNamespace
 
-from derm_rl.captions.wording import en_answers, en_facts, ja_answers, ja_facts
+from derm_rl.captions.wording import (
+    en_answers,
+    en_facts,
+    en_special,
+    ja_answers,
+    ja_facts,
+    ja_special,
+)
 
 _TOKEN = re.compile(r"\[([^\[\]]*)\]|\{(\w+)\}")
 
@@ -22,7 +29,10 @@ def _names(*modules: object) -> SimpleNamespace:
     return SimpleNamespace(**found)
 
 
-WORDING = {"en": _names(en_facts, en_answers), "ja": _names(ja_facts, ja_answers)}
+WORDING = {
+    "en": _names(en_facts, en_answers, en_special),
+    "ja": _names(ja_facts, ja_answers, ja_special),
+}
 
 
 @cache

@@ -27,26 +27,29 @@ NUMBER = ("no", "one", "two", "three", "four", "five", "six")
 # Rows from top to bottom, columns from left to right.
 PLACE_NAME = (
     ("the upper left", "the upper middle", "the upper right"),
-    ("the left", "the centre", "the right"),
+    ("the left part", "the centre", "the right part"),
     ("the lower left", "the lower middle", "the lower right"),
 )
 
 SYMMETRY = {
     0: (
-        "[shape and colour|form and pigment] [mirror each other|match] on both sides of either axis, so the lesion [is|counts as] symmetric",
+        "[shape and colour|form and pigment] [mirror each other|match] on both sides of either "
+        "axis, so the lesion [is|counts as] symmetric",
         "the lesion is symmetric about both of its [principal|main] axes",
         "folded along either axis, the lesion [stays|remains] symmetric",
         "its two halves agree in both axes, which [makes|leaves] the lesion symmetric",
         "[measured|seen] across both axes, the lesion appears symmetric",
-        "the [asymmetry|symmetry] score of {score} lies in the range of a symmetric lesion",
-        "neither axis divides the lesion into unequal halves: it is symmetric",
+        "a score of {score} lies in the range of a symmetric lesion",
+        "both axes divide the lesion into equal halves: it is symmetric",
     ),
     1: (
         "the lesion is asymmetric in one of its two axes",
         "[along|about] one axis the halves differ, so the lesion is asymmetric in one axis",
-        "one axis [separates|divides] unequal halves while the other does not: asymmetric in one axis",
+        "one axis [separates|divides] unequal halves while the other does not: asymmetric in one "
+        "axis",
         "the lesion [shows|has] asymmetry in one axis, with a score of {score}",
-        "a fold along one of the axes reveals [unequal|differing] halves, so one axis counts as asymmetric",
+        "a fold along one of the axes reveals [unequal|differing] halves, so one axis counts as "
+        "asymmetric",
         "asymmetry was [found|measured] in one axis of the lesion (score {score})",
     ),
     2: (
@@ -66,7 +69,7 @@ SYMMETRY_NAME = {
 BORDER = {
     False: (
         "the border is regular and [follows|stays close to] a smooth oval",
-        "its outline [runs|appears] regular, [with an|at an] irregularity of {score}",
+        "its outline [runs|appears] regular, deviating by {score} from an ellipse",
         "a regular border [surrounds|encloses] the lesion",
         "the margin is [even|smooth] and regular [all the way round|throughout]",
         "[going|moving] along the edge one meets a regular, [even|smooth] contour",
@@ -74,7 +77,7 @@ BORDER = {
         "a deviation of {score} from an ellipse [speaks for|means] a regular border",
     ),
     True: (
-        "the border is irregular and [departs|deviates] from a smooth oval",
+        "the border is irregular and [departs|deviates] from an oval",
         "its outline [runs|appears] irregular, [with|at] a deviation of {score}",
         "an irregular border [surrounds|encloses] the lesion",
         "the margin is uneven and irregular, with [bulges and bays|indentations]",
@@ -86,7 +89,7 @@ BORDER = {
 BORDER_NAME = {False: "a regular border", True: "an irregular border"}
 COLOURS = {
     False: (
-        "[only one|a single] colour of the dermoscopic six was found: {colours}",
+        "[only one|a single] dermoscopic colour was found: {colours}",
         "the lesion is of one colour, {colours}",
         "its pigment comes in one colour, namely {colours}",
         "inside the lesion {colours} is the [only|single] colour [detected|found]",
@@ -95,10 +98,10 @@ COLOURS = {
     ),
     True: (
         "{count} colours are present: {colours}",
-        "the lesion contains {colours}, {count} of the six dermoscopic colours",
+        "the lesion contains {colours}, {count} dermoscopic colours",
         "its palette [comprises|includes] {count} colours, namely {colours}",
         "among the dermoscopic colours, {colours} were [found|detected], {count} in all",
-        "within the lesion one finds {count} colours ({colours})",
+        "within the lesion {count} colours are found ({colours})",
         "{count} colours share the lesion: {colours}",
         "colour measurement [yields|gives] {colours}, which makes {count} colours",
     ),
@@ -107,17 +110,20 @@ COLOURS_NAME = {False: "one colour ({colours})", True: "{count} colours ({colour
 SIZE = (
     "its largest extent [spans|covers] {percent} % of the image side",
     "the lesion [measures|stretches over] {percent} % of the image side at its widest",
-    "at its longest the lesion reaches across {percent} % of the picture, filling {area} % of the area",
-    "about {area} % of the image area belongs to the lesion, with a diameter of {percent} % of the side",
+    "at its longest the lesion reaches across {percent} % of the picture, filling {area} % "
+    "of the area",
+    "about {area} % of the image area belongs to the lesion, with a diameter of {percent} % "
+    "of the side",
     "in relative terms the diameter [is|comes to] {percent} % of the image side",
-    "the lesion takes up [about|roughly] {area} % of the frame and extends over {percent} % of its side",
+    "the lesion takes up [about|roughly] {area} % of the frame and extends over {percent} % "
+    "of its side",
     "relative to the frame, its greatest diameter is {percent} %",
 )
 SIZE_NAME = "a diameter of {percent} % of the image side"
 PLACE = (
     "the lesion lies in {place} of the [frame|image|picture]",
     "the lesion [sits|is located] in {place} of the [frame|image|picture]",
-    "[a reader finds|one finds] the lesion in {place} of the [frame|picture]",
+    "[a reader finds|the eye finds] the lesion in {place} of the [frame|picture]",
     "{place} of the [image|picture] holds the lesion",
     "its [position|location] is {place} of the [frame|field]",
 )
@@ -139,18 +145,28 @@ EDGE_VALUE = {False: "inside the field of view", True: "touches the edge of the 
 SKIN = (
     "the surrounding skin is {tone} (typology angle {ita}°)",
     "around the lesion, the skin tone [measures|comes out as] {tone}, at an ITA of {ita}°",
-    "with an individual typology angle of {ita}°, the adjacent skin [falls into|belongs to] the class {tone}",
+    "with an individual typology angle of {ita}°, the adjacent skin [falls into|belongs to] "
+    "the class {tone}",
     "the skin next to the lesion is of {tone} tone, ITA {ita}°",
     "an ITA of {ita}° [puts|places] the surrounding skin in the {tone} class",
 )
-# What an artifact does to the reading.
+# For images in which no lesion was found.
+SKIN_ALONE = (
+    "the skin in the image is {tone} (typology angle {ita}°)",
+    "[what skin there is|the skin shown] [measures|comes out as] {tone}, at an ITA of {ita}°",
+    "with an individual typology angle of {ita}°, the skin [falls into|belongs to] the class "
+    "{tone}",
+    "an ITA of {ita}° [puts|places] the skin in the {tone} class",
+)
+# Those that name the lesion are not for images in which none was found.
+LESION_WORD = "lesion"
 ARTIFACTS = (
-    "[as for artifacts|apart from the skin], {names} {was} detected",
+    "apart from the skin, {names} {was} detected",
     "{names} {was} detected [in the image|in the picture] as well",
-    "the image also shows {names}, [an artifact|something] to bear in mind",
+    "the image also shows {names}, something to bear in mind",
     "{names} can be seen and may [disturb|affect] the reading",
     "[beside|next to] the lesion, the detectors report {names}",
-    "the picture contains {names}, which {does} not belong to the lesion",
+    "beside the lesion, the picture contains {names}",
 )
 NO_ARTIFACTS = (
     "no hair, gel bubbles, ruler, ink or dark corners were detected",
@@ -158,6 +174,7 @@ NO_ARTIFACTS = (
     "the view is free of hair, gel bubbles, ruler, ink and dark corners",
     "the detectors found no hair, no ink, no ruler, no gel bubbles and no dark corners",
 )
+# What an artifact does to the reading.
 EFFECT = {
     "hair": (
         "strands of hair can [cover|hide] fine structures and [break up|interrupt] the outline",
@@ -168,12 +185,12 @@ EFFECT = {
         "bubbles in the gel [bend the light|reflect light] and may imitate spots",
     ),
     "ruler": (
-        "the ruler helps to judge scale, yet its marks are not part of the skin",
+        "the ruler helps to judge scale, yet its marks lie over the skin",
         "marks of the ruler may [attract|draw] an algorithm's attention",
     ),
     "ink": (
         "ink on the skin can [tint|stain] nearby areas and mislead a reading of colour",
-        "marks in ink are not pigment, [though|but] they may be taken for it",
+        "marks in ink may be taken for pigment",
     ),
     "dark_corner": (
         "dark corners come from the optics and [reduce|narrow] the usable field",
@@ -197,7 +214,7 @@ EVIDENCE = {
     "border": "irregularity of the outline {score} (0 is an ellipse)",
     "colours": "{number} of the six dermoscopic colours found inside the lesion",
     "diameter": "largest extent {diameter} image sides, area {share} of the image",
-    "skin_tone": "individual typology angle {ita} degrees next to the lesion",
+    "skin_tone": "individual typology angle {ita} degrees of the skin in the image",
     "artifact": "detector score {score} (present above 0)",
     "other": "lesion from {x0} to {x1} of the width and {y0} to {y1} of the height",
 }
