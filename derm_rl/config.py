@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from derm_rl import paths
+from derm_rl.caption_settings import CaptionsConfig, ReleaseConfig
 from derm_rl.settings import (
     AlignmentConfig,
     ClassifierConfig,
@@ -50,6 +51,8 @@ class Config(Section):
     finetune: FinetuneConfig
     ddpo: DDPOConfig
     alignment: AlignmentConfig
+    captions: CaptionsConfig
+    release: ReleaseConfig
     overrides: tuple[str, ...] = Field((), description="key=value changes to the preset")
     data_root: Path | None = Field(None, description="folder of the real images")
 
@@ -64,7 +67,12 @@ class Config(Section):
             return paths.FIGURES
         if not self.overrides and self.data.source != "phantom":
             return paths.FIGURES / self.name
-        return paths.RUNS / self.name / ("figures" + self.suffix("05_alignment"))
+        return paths.RUNS / self.name / ("figures" + self.suffix())
+
+    @property
+    def reviews_dir(self) -> Path:
+        """Verdicts of human readers on image–text pairs; no stage ever overwrites them."""
+        return paths.RUNS / self.name / "reviews"
 
     def require(self, stage: str) -> Path:
         """Folder of a finished stage.
@@ -87,10 +95,12 @@ class Config(Section):
         full = self.model_dump(mode="json")
         return {key: full[key] for key in _sections_of(stage)}
 
-    def suffix(self, stage: str) -> str:
-        """Empty, or a short hash of the overrides that a stage reads."""
-        sections = _sections_of(stage)
-        mine = sorted(o for o in self.overrides if o.split("=")[0].split(".")[0] in sections)
+    def suffix(self, stage: str | None = None) -> str:
+        """Empty, or a short hash of the overrides: those that a stage reads, or all."""
+        sections = None if stage is None else _sections_of(stage)
+        mine = sorted(
+            o for o in self.overrides if not sections or o.split("=")[0].split(".")[0] in sections
+        )
         return "-" + hashlib.sha256("\n".join(mine).encode()).hexdigest()[:8] if mine else ""
 
 
@@ -102,6 +112,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "03_finetune_stable_diffusion": _TUNED,
     "04_ddpo": (*_TUNED, "classifier", "ddpo"),
     "05_alignment": (*_TUNED, "classifier", "ddpo", "alignment"),
+    "09_image_text_pairs": ("seed", "captions"),
+    "10_review_and_release": ("seed", "captions", "release"),
 }
 
 

@@ -34,6 +34,8 @@ PIPELINE = (
     Stage("03_finetune_stable_diffusion", ("01_data",)),
     Stage("04_ddpo", ("01_data", "02_reward_classifier", "03_finetune_stable_diffusion")),
     Stage("05_alignment", ("02_reward_classifier", "03_finetune_stable_diffusion", "04_ddpo")),
+    Stage("09_image_text_pairs"),
+    Stage("10_review_and_release", ("09_image_text_pairs",)),
 )
 
 
@@ -93,7 +95,7 @@ class _Runner:
 
     def __init__(self, config: Config, stages: Sequence[Stage], notebooks: Path, jobs: int) -> None:
         self.config, self.stages, self.notebooks, self.jobs = config, stages, notebooks, jobs
-        self.copies = paths.RUNS / config.name / ("notebooks" + config.suffix("05_alignment"))
+        self.copies = paths.RUNS / config.name / ("notebooks" + config.suffix())
         self.keys: dict[str, str] = {}
         self.ran: list[str] = []
         self.papermill = Papermill(jobs)
@@ -151,6 +153,7 @@ class _Runner:
                 models += [b.pretrained for b in backbones if b.pretrained]
             folders = {name: paths.model_folder(name) for name in models}
             reads_data = config.data_root is not None and not stage.needs
+            reviews = config.reviews_dir if "release" in reads else None
             lock = paths.ROOT / "requirements.lock"
             self.keys[stage.name] = dependencies.digest(
                 {
@@ -163,6 +166,7 @@ class _Runner:
                     "lock": dependencies.file_hash(lock) if lock.is_file() else None,
                     "data": dependencies.fingerprint(config.data_root) if reads_data else None,
                     "models": {n: dependencies.files_under(f) for n, f in folders.items() if f},
+                    "reviews": dependencies.files_under(reviews) if reviews else None,
                 }
             )
         return self.keys[stage.name]

@@ -21,15 +21,15 @@ def count(description: str, least: int = 1) -> Any:
     return Field(ge=least, description=description)
 
 
-def _fraction(description: str, **bounds: float) -> Any:
+def fraction(description: str, **bounds: float) -> Any:
     return Field(description=description, **({"ge": 0, "le": 1} | bounds))
 
 
-def _positive(description: str) -> Any:
+def positive(description: str) -> Any:
     return Field(gt=0, description=description)
 
 
-def _check_names(key: str, names: Sequence[str], known: Iterable[str]) -> None:
+def check_names(key: str, names: Sequence[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"{key}: unknown name {name!r}{near(name, known)}")
@@ -44,10 +44,10 @@ Precision = Literal["no", "bf16", "fp16"]
 
 
 class Split(Section):
-    diffusion: float = _fraction("share of lesions for fine-tuning the diffusion model", gt=0)
-    reward: float = _fraction("share for the reward classifier", gt=0)
-    judge: float = _fraction("share for the judge", gt=0)
-    test: float = _fraction("share that nothing is trained on", gt=0)
+    diffusion: float = fraction("share of lesions for fine-tuning the diffusion model", gt=0)
+    reward: float = fraction("share for the reward classifier", gt=0)
+    judge: float = fraction("share for the judge", gt=0)
+    test: float = fraction("share that nothing is trained on", gt=0)
 
     @model_validator(mode="after")
     def _sum(self) -> Split:
@@ -76,8 +76,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _known(self) -> DataConfig:
-        _check_names("diagnoses", self.diagnoses, prompts.DIAGNOSES)
-        _check_names("artifacts", self.artifacts, prompts.ARTIFACTS)
+        check_names("diagnoses", self.diagnoses, prompts.DIAGNOSES)
+        check_names("artifacts", self.artifacts, prompts.ARTIFACTS)
         if self.source == "phantom" and self.images is None:
             raise ValueError("images must say how many phantoms to draw, null is for real data")
         return self
@@ -93,8 +93,8 @@ class Backbone(Section):
 
 
 class Redraw(Section):
-    share: float = _fraction("share of the images that are redrawn", gt=0)
-    strength: float = _fraction("how far they are noised first; 1 keeps nothing", gt=0)
+    share: float = fraction("share of the images that are redrawn", gt=0)
+    strength: float = fraction("how far they are noised first; 1 keeps nothing", gt=0)
     inference_steps: int = count("denoising steps from pure noise", 2)
     guidance_scale: float = Field(ge=1, description="guidance of the redrawing; 1 = none")
     batch_size: int = count("images in one pass")
@@ -105,8 +105,8 @@ class ClassifierConfig(Section):
     judge: Backbone
     epochs: int = count("passes over the training images, at most")
     batch_size: int = count("images per step")
-    learning_rate: float = _positive("AdamW, peak of the cosine")
-    weight_decay: float = _fraction("AdamW")
+    learning_rate: float = positive("AdamW, peak of the cosine")
+    weight_decay: float = fraction("AdamW")
     patience: int = count("epochs without a lower validation loss before stopping")
     bootstrap: int = count("bootstrap resamples for each interval", 100)
     augment: bool = Field(description="flips, turns, colour, blur and noise")
@@ -124,20 +124,20 @@ class FinetuneConfig(Section):
     lora_rank: int = count("rank of the adapters")
     steps: int = count("optimizer steps")
     batch_size: int = count("images per step, over all processes")
-    learning_rate: float = _positive("AdamW, peak of the cosine")
+    learning_rate: float = positive("AdamW, peak of the cosine")
     warmup_steps: int = count("linear warm-up", 0)
-    caption_dropout: float = _fraction("share of empty captions, for guidance")
-    ema_decay: float = _fraction("decay of the averaged weights, which are kept")
-    min_snr_gamma: float = _positive("gamma of min-SNR weighting (arXiv 2303.09556)")
-    weight_decay: float = _fraction("AdamW")
+    caption_dropout: float = fraction("share of empty captions, for guidance")
+    ema_decay: float = fraction("decay of the averaged weights, which are kept")
+    min_snr_gamma: float = positive("gamma of min-SNR weighting (arXiv 2303.09556)")
+    weight_decay: float = fraction("AdamW")
     checkpoint_every: int = count("steps between checkpoints")
     mixed_precision: Precision = Field(description="autocast of the UNet")
 
 
 class AlarmConfig(Section):
-    gap: float = _positive("labels right: reward classifier minus judge, beyond the first gap")
-    look: float = _positive("change of colour and edge density, in factors of two")
-    diversity: float = _positive("loss of variety within a prompt, in factors of two")
+    gap: float = positive("labels right: reward classifier minus judge, beyond the first gap")
+    look: float = positive("change of colour and edge density, in factors of two")
+    diversity: float = positive("loss of variety within a prompt, in factors of two")
     stop: bool = Field(description="end the training at an alarm, or only warn")
 
 
@@ -151,7 +151,7 @@ class DDPOConfig(Section):
     images_per_prompt: int = count("images of each prompt in an epoch", 2)
     prompts_per_epoch: int | None = Field(ge=1, description="random prompts an epoch; null = all")
     inference_steps: int = count("denoising steps of a sample", 2)
-    eta: float = _fraction("stochasticity of DDIM; 1 as published", gt=0)
+    eta: float = fraction("stochasticity of DDIM; 1 as published", gt=0)
     stochastic_steps: int | None = Field(
         ge=1,
         description="consecutive steps with noise, which are trained, at another place each epoch "
@@ -170,10 +170,10 @@ class DDPOConfig(Section):
         description="ascend the reward's own gradient through this many last steps instead of the "
         "policy gradient (arXiv 2309.17400), for comparison; null = the policy gradient",
     )
-    learning_rate: float = _positive("AdamW")
-    learning_rate_floor: float = _fraction("share of it at the end of a cosine; 1 = constant")
-    weight_decay: float = _fraction("AdamW")
-    clip_range: float = _positive("clip of the importance ratio (per-dimension log-prob)")
+    learning_rate: float = positive("AdamW")
+    learning_rate_floor: float = fraction("share of it at the end of a cosine; 1 = constant")
+    weight_decay: float = fraction("AdamW")
+    clip_range: float = positive("clip of the importance ratio (per-dimension log-prob)")
     kl_weight: float = Field(
         ge=0, description="weight of the KL to the policy before training (needs lora); 0 = none"
     )
@@ -181,7 +181,7 @@ class DDPOConfig(Section):
         description="an image's reward against: those remembered of its prompt, as published; "
         "this epoch's of its prompt; the same for each label apart"
     )
-    advantage_clip: float = _positive("largest advantage, in standard deviations")
+    advantage_clip: float = positive("largest advantage, in standard deviations")
     updates_per_epoch: int = count("optimizer steps on each epoch's samples")
     batch_size: int = count("images in a sampling pass, (image, step) pairs in a training pass")
     decode_batch_size: int | None = Field(
@@ -195,12 +195,12 @@ class DDPOConfig(Section):
     compile: bool = Field(
         description="torch.compile of the UNet: minutes at first, then faster on GPUs"
     )
-    timestep_fraction: float = _fraction("share of the trainable steps used in an update", gt=0)
+    timestep_fraction: float = fraction("share of the trainable steps used in an update", gt=0)
     drop_last_steps: int = count("last, least noisy steps that are not trained", 0)
     step_weighting: Literal["none", "output"] = Field(
         description="weight of each step's log-ratio: none, or equal in model-output space"
     )
-    max_grad_norm: float = _positive("gradient clipping")
+    max_grad_norm: float = positive("gradient clipping")
     max_failures: int = count("updates in a row that may be skipped because of NaN or infinity")
     rewards: dict[str, float] = Field(
         min_length=1, description="weights of hard, soft, tempered, diagnosis, exact"
@@ -208,7 +208,7 @@ class DDPOConfig(Section):
     buffer_size: int = count("rewards remembered of each prompt")
     min_count: int = count("rewards a prompt needs for statistics of its own")
     min_std: float = Field(ge=0, description="least spread that a prompt's rewards are divided by")
-    ema_decay: float = _fraction("decay of the averaged weights, which are kept")
+    ema_decay: float = fraction("decay of the averaged weights, which are kept")
     eval_every: int = count("epochs between evaluations on fixed noise")
     eval_images_per_prompt: int = count("images of each prompt in an evaluation")
     eval_inference_steps: int | None = Field(
@@ -233,14 +233,14 @@ class DDPOConfig(Section):
             raise ValueError("min_count must not exceed buffer_size")
         if self.kl_weight and self.method != "lora":
             raise ValueError("kl_weight needs method: lora, whose adapters can be switched off")
-        _check_names("rewards", list(self.rewards), REWARD_NAMES)
+        check_names("rewards", list(self.rewards), REWARD_NAMES)
         return self
 
 
 class AlignmentConfig(Section):
     images_per_prompt: int = count("images of each prompt and model")
     inference_steps: int = count("denoising steps")
-    eta: float = _fraction("stochasticity of DDIM")
+    eta: float = fraction("stochasticity of DDIM")
     guidance_scales: list[float] = Field(min_length=1, description="each model uses its best")
     guidance_images_per_prompt: int = count("images for choosing the guidance scale")
     batch_size: int = count("images in one pass")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -53,6 +54,12 @@ class MeasuredTeacher:
 
     name = "measured"
     settings: Mapping[str, Any] = {"version": VERSION, "sources": _sources()}
+
+    def looks_at(self, request: Request) -> list[Any]:
+        """What an answer depends on beside image and prompt: part of the ledger's key."""
+        q, m = request.question, request.measurements
+        asked = [q.image_id, q.text, q.type, q.style, q.mode, q.language, q.turn]
+        return [*asked, None if m is None else asdict(m)]
 
     async def ask(self, request: Request) -> Reply:
         """Answer a request; measures the image if that has not been done."""

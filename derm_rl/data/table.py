@@ -153,7 +153,7 @@ def _draw_phantom(address: str, size: int) -> np.ndarray:
 # Drawn on demand, by the word before "::"; any other such word is the name of a zip archive.
 OPENERS: dict[str, Callable[[str, int], np.ndarray]] = {"phantom": _draw_phantom}
 # What Pillow and zipfile raise on damaged files.
-_DAMAGED = (
+DAMAGED = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error,
     zipfile.BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
@@ -195,7 +195,7 @@ def load_image(address: str, size: int, crop: str | None = "center") -> np.ndarr
             image = opened.convert("RGB")
     except (FileNotFoundError, KeyError) as error:
         raise TableError(f"image {address}: not found") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise TableError(f"image {address}: cannot be decoded ({error})") from error
     width, height = image.size
     side = min(width, height)

@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING
 from derm_rl.config import MissingArtifact
 from derm_rl.figures.alignment import apr_heatmap, attributes, before_after
 from derm_rl.figures.canvas import Picture
+from derm_rl.figures.captions import (
+    answer_lengths,
+    check_outcomes,
+    example_cards,
+    finding_coverage,
+    grounded_or_blind,
+    openings,
+    pair_counts,
+)
 from derm_rl.figures.classifiers import autoencoder, classifier_roc
 from derm_rl.figures.data import data_counts, data_sheet, phantom_truth, shared_lesions
 from derm_rl.figures.training import ddpo_curves, ddpo_steps, finetune_loss, finetune_samples
@@ -22,7 +31,11 @@ BY_STAGE: dict[str, tuple[Callable[[Config], Picture | None], ...]] = {
     "03_finetune_stable_diffusion": (finetune_loss, finetune_samples),
     "04_ddpo": (ddpo_curves, ddpo_steps),
     "05_alignment": (before_after, apr_heatmap, attributes),
-}
+    "09_image_text_pairs": (
+        pair_counts, openings, answer_lengths, check_outcomes, finding_coverage, grounded_or_blind,
+    ),
+    "10_review_and_release": (example_cards,),
+}  # fmt: skip
 
 
 def redraw(config: Config) -> list[Path]:

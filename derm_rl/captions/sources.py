@@ -1,0 +1,77 @@
+"""The images of a preset's sources: one table, and every image encoded and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from derm_rl import paths
+from derm_rl.captions import store
+from derm_rl.captions.store import Store
+from derm_rl.data import open_access, table
+from derm_rl.io import write_csv
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+
+STAGE = "09_image_text_pairs"
+
+
+def folder_of(config: Config, name: str) -> Path | None:
+    """Folder of a source: below ``data_root``, where ``derm-rl fetch`` puts it, or data_root."""
+    if name == "phantom":
+        return None
+    root = config.data_root
+    places = [] if root is None else [root / name]
+    places.append(paths.RUNS / "sources" / name)
+    return next((p for p in places if p.is_dir()), root or places[-1])
+
+
+def read(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table of the images of all sources, by id, and what was left out (image_id, reason).
+
+    Raises:
+        TableError: a source cannot be read, or two sources share an image id.
+    """
+    settings, frames, left_out = config.captions, [], []
+    for name in settings.sources:
+        seed = settings.phantom_seed if name == "phantom" else config.seed
+        frame, excluded = open_access.read(
+            name,
+            folder_of(config, name),
+            on_error=settings.on_error,
+            images=settings.images,
+            seed=seed,
+        )
+        frames.append(frame)
+        left_out.append(excluded)
+    frame = pd.concat(frames, ignore_index=True)
+    if (double := frame["image_id"].duplicated()).any():
+        raise table.TableError(
+            f"captions.sources: image ids occur in more than one source, or twice: "
+            f"{table.few(frame['image_id'][double].tolist())}"
+        )
+    frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
+    return frame, pd.concat(left_out, ignore_index=True)
+
+
+def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]:
+    """The table of images, and the images encoded and measured."""
+    folder, settings = config.stage_dir(STAGE), config.captions
+    frame, excluded = read(config)
+    table.write(folder / "images.csv", frame)
+    write_csv(folder / "exclusions.csv", excluded)
+    images = store.prepare(
+        frame, folder / "parts", settings.image_size, settings.measured_size, progress=progress
+    )
+    return frame, images
+
+
+def load(config: Config) -> tuple[pd.DataFrame, Store]:
+    """What :func:`prepare` made, of a finished stage."""
+    folder = config.require(STAGE)
+    frame = table.read(folder / "images.csv")
+    parts = sorted((folder / "parts").glob("*.parquet"))
+    return frame, Store(parts, frame["image_id"].tolist())

@@ -1,0 +1,239 @@
+"""Images as a teacher is shown them, with their measurements: encoded once, kept in small files.
+
+Drawing, decoding and measuring are most of the work of a run, so they happen once, in parallel,
+in parts of ``PART`` images. A part is a Parquet file that is there whole or not at all, named by a
+hash of all it depends on: an interrupted run goes on where it was, and a change in the measuring
+code, a size or a file remakes what it touches.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from derm_rl.captions.schema import Measurements
+from derm_rl.data import table
+from derm_rl.io import atomic_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PART = 128  # images of a file
+QUALITY = 92  # of JPEG, where an image has to be shrunk
+_MEASURING = ("store.py", "measure.py", "segment.py", "artifacts.py")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One image: its encoded bytes, and what was measured in it."""
+
+    image_id: str
+    image: bytes
+    measurements: Measurements
+
+
+class Store:
+    """The parts of :func:`prepare`, read as they are needed; the last few stay in memory."""
+
+    def __init__(self, parts: Sequence[Path], image_ids: Sequence[str]) -> None:
+        self.parts = list(parts)
+        self._part_of = {name: i // PART for i, name in enumerate(image_ids)}
+        self._read = lru_cache(maxsize=4)(_read_part)
+
+    def __len__(self) -> int:
+        return len(self._part_of)
+
+    def __iter__(self) -> Iterator[Stored]:
+        for part in self.parts:
+            yield from self._read(part).values()
+
+    def __getitem__(self, image_id: str) -> Stored:
+        if image_id not in self._part_of:
+            raise KeyError(f"no image {image_id!r} among the {len(self)} that were prepared")
+        return self._read(self.parts[self._part_of[image_id]])[image_id]
+
+    def image(self, image_id: str) -> bytes:
+        """The encoded image: for a release and for readers."""
+        return self[image_id].image
+
+    def measurements(self) -> dict[str, Measurements]:
+        """By image id, without loading the images."""
+        import pyarrow.parquet as pq
+
+        found = {}
+        for part in self.parts:
+            rows = pq.read_table(part, columns=["image_id", "measurements"]).to_pydict()
+            texts = zip(rows["image_id"], rows["measurements"], strict=True)
+            found |= {name: loads(text) for name, text in texts}
+        return found
+
+
+def prepare(
+    frame: pd.DataFrame,
+    folder: str | Path,
+    image_size: int,
+    measured_size: int,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Store:
+    """Encode and measure every image of a table, in its order, in parallel.
+
+    Args:
+        frame: with ``image_id`` and ``path``.
+        folder: of the parts; what is there and still right is not made again.
+        image_size: longest side in pixels at most. A smaller file is kept byte for byte, except
+            for hidden metadata; a larger one is shrunk. Phantoms are drawn at this size.
+        measured_size: longest side at which an image is measured.
+
+    Raises:
+        TableError: an image is missing or damaged, and is named.
+    """
+    from joblib import Parallel, delayed, effective_n_jobs
+    from tqdm import tqdm
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = [frame.iloc[i : i + PART] for i in range(0, len(frame), PART)]
+    facts = {"image_size": image_size, "measured_size": measured_size, "code": _code()}
+    names = [f"{i:05d}-{_identity(b, facts)}.parquet" for i, b in enumerate(blocks)]
+    for old in folder.glob("*.parquet"):
+        if old.name not in names:
+            old.unlink()
+    parts = [folder / name for name in names]
+    todo = [(b, p) for b, p in zip(blocks, parts, strict=True) if not p.is_file()]
+    jobs = effective_n_jobs(workers or -1) if len(todo) > 2 else 1
+    parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+    done = parallel(
+        delayed(_write_part)(b["image_id"].tolist(), b["path"].tolist(), p, image_size,
+                             measured_size)
+        for b, p in todo
+    )  # fmt: skip
+    bar = tqdm(
+        total=len(frame), desc="encode, measure", unit="image", mininterval=1, disable=not progress
+    )
+    bar.update(len(frame) - sum(len(b) for b, _ in todo))
+    for count in done:
+        bar.update(count)
+    bar.close()
+    return Store(parts, frame["image_id"].tolist())
+
+
+def _identity(block: pd.DataFrame, facts: Mapping[str, Any]) -> str:
+    images = list(zip(block["image_id"], block["path"], map(_changed, block["path"]), strict=True))
+    text = json.dumps([images, facts], sort_keys=True)
+    return sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _changed(address: str) -> list[int]:
+    """Size and time of the file behind an address; nothing for what is drawn."""
+    scheme = address.partition("::")[0]
+    if scheme in table.OPENERS:
+        return []
+    try:
+        found = Path(scheme).stat()
+    except OSError:
+        return []  # reading it will say so
+    return [found.st_size, found.st_mtime_ns]
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of the sources that encode, measure and draw."""
+    captions, data = files("derm_rl.captions"), files("derm_rl.data")
+    sources = [captions / name for name in _MEASURING]
+    sources += [data / f"phantom{part}.py" for part in ("", "_scene", "_render")]
+    return sha256(b"\0".join(s.read_bytes() for s in sources)).hexdigest()[:16]
+
+
+def _write_part(
+    image_ids: Sequence[str], addresses: Sequence[str], path: Path, image_size: int, size: int
+) -> int:
+    """Make one part; returns how many images it holds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from derm_rl.captions.measure import measure
+
+    images, measured = [], []
+    for address in addresses:
+        content, image = encode(address, image_size)
+        images.append(content)
+        measured.append(dumps(measure(np.asarray(_shrunk(image, size)))))
+    columns = {"image_id": list(image_ids), "image": images, "measurements": measured}
+    kinds = pa.schema({"image_id": pa.string(), "image": pa.binary(), "measurements": pa.string()})
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns, schema=kinds), temporary, compression="zstd")
+    return len(images)
+
+
+def _read_part(path: Path) -> dict[str, Stored]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pydict()
+    columns = (rows["image_id"], rows["image"], rows["measurements"])
+    return {n: Stored(n, image, loads(text)) for n, image, text in zip(*columns, strict=True)}
+
+
+def encode(address: str, size: int) -> tuple[bytes, Image]:
+    """An image as PNG or JPEG, its longest side at most ``size``; and the same decoded, RGB.
+
+    Raises:
+        TableError: it is missing or damaged.
+    """
+    from PIL import Image
+
+    from derm_rl.captions.export_images import kind, strip_metadata
+
+    if address.partition("::")[0] in table.OPENERS:
+        image = Image.fromarray(table.load_image(address, size))
+        return _encoded(image, "PNG"), image
+    try:
+        content = table.read_bytes(address)
+        with Image.open(io.BytesIO(content)) as opened:
+            image = opened.convert("RGB")
+        if max(image.size) <= size:
+            return strip_metadata(content), image
+        image, lossless = _shrunk(image, size), kind(content) == "png"
+    except (FileNotFoundError, KeyError) as error:
+        raise table.TableError(f"image {address}: not found") from error
+    except table.DAMAGED as error:
+        raise table.TableError(f"image {address}: cannot be decoded ({error})") from error
+    return _encoded(image, "PNG" if lossless else "JPEG"), image
+
+
+def _shrunk(image: Image, size: int) -> Image:
+    from PIL import Image as pillow
+
+    if max(image.size) <= size:
+        return image
+    image = image.copy()
+    image.thumbnail((size, size), pillow.Resampling.LANCZOS)
+    return image
+
+
+def _encoded(image: Image, form: str) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **({"quality": QUALITY} if form == "JPEG" else {"compress_level": 4}))
+    return out.getvalue()
+
+
+def dumps(measurements: Measurements) -> str:
+    """Measurements as JSON."""
+    return json.dumps(asdict(measurements), default=float, sort_keys=True)
+
+
+def loads(text: str) -> Measurements:
+    """Inverse of :func:`dumps`."""
+    values = json.loads(text)
+    values["box"] = None if values["box"] is None else tuple(values["box"])
+    return Measurements(**values | {"colours": tuple(values["colours"])})

@@ -1,0 +1,76 @@
+"""Tables and numbers of a set of pairs: counts, outcomes, and how metadata shape answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from derm_rl import provenance
+from derm_rl.captions import diagnoses
+from derm_rl.captions.agreement import wilson
+from derm_rl.data import open_access
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+
+
+def counts(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Images, lesions, patients and pairs by source and modality; the last row is the total."""
+    found = open_access.counts(frame)
+    by = ["source", "modality"]
+    each = pairs[by].astype("string").groupby(by, dropna=False).size().rename("pairs")
+    found = found.merge(each.reset_index(), on=by, how="left")
+    found["pairs"] = found["pairs"].fillna(0).astype("Int64")
+    found.loc[found["source"] == "total", "pairs"] = len(pairs)
+    return found
+
+
+def rationalization(pairs: pd.DataFrame) -> pd.DataFrame:
+    """How often answers name the recorded diagnosis, by mode and question type.
+
+    A teacher that was told the diagnosis may argue towards it. What it names only where it was
+    told, it does not see: the difference between grounded and blind answers measures that.
+
+    Returns:
+        ``question_type, mode, n`` (answers about images with a recorded diagnosis), ``named``
+        (share that names it, or a kind of it), ``low, high`` (Wilson, 95 %).
+    """
+    ok = pairs[pairs["status"] == "ok"]
+    recorded = [
+        diagnoses.of_label(*(None if pd.isna(x) else x for x in known))
+        for known in zip(ok["label"], ok["diagnosis"], strict=True)
+    ]
+    known = ok.assign(recorded=recorded).dropna(subset=["recorded"])
+    known["named"] = [
+        any(
+            m.concept in diagnoses.covers(truth)
+            for m in diagnoses.mentions(diagnoses.normalize(text))
+        )
+        for text, truth in zip(known["answer"], known["recorded"], strict=True)
+    ]
+    rows = []
+    for (kind, mode), part in known.groupby(["question_type", "mode"]):
+        share = wilson(int(part["named"].sum()), len(part))
+        rows.append((kind, mode, share.n, share.value, share.low, share.high))
+    return pd.DataFrame(rows, columns=["question_type", "mode", "n", "named", "low", "high"])
+
+
+def metrics(config: Config, pairs: pd.DataFrame, flags: pd.DataFrame) -> dict[str, Any]:
+    total, answers = len(pairs), pairs.loc[pairs["status"] == "ok", "answer"]
+    shares = {
+        "answered": int((pairs["status"] == "ok").sum()),
+        "flagged": int(pairs["pair_id"].isin(flags["pair_id"]).sum()),
+    }
+    found = {
+        f"captions.{name}": provenance.metric(
+            config, *wilson(count, total), csv="captions_checks.csv"
+        )
+        for name, count in shares.items()
+    }
+    found["captions.pairs"] = provenance.metric(config, total, csv="captions_counts.csv")
+    images = pairs["image_id"].nunique()
+    found["captions.images"] = provenance.metric(config, images, csv="captions_counts.csv")
+    distinct = answers.nunique() / max(1, len(answers))
+    found["captions.distinct_answers"] = provenance.metric(config, distinct, n=len(answers))
+    return found
