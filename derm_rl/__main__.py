@@ -1,8 +1,10 @@
-"""Command line: ``derm-rl reproduce``, ``presets``, ``figures``, ``fetch``."""
+"""Command line: ``derm-rl reproduce``, ``presets``, ``figures``, ``fetch``, ``captions``."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Reproduce RL4Med-DDPO: fine-tune, align with DDPO, measure, draw. "
+    help="Reproduce RL4Med-DDPO (fine-tune, align with DDPO, measure, draw) and DermaSynth "
+    "(image-text pairs, checked and reviewed). "
     "**Research only; not for diagnosis.**",
 )
 
@@ -175,6 +178,99 @@ def fetch(
         raise typer.Exit(130) from None
     new = sum(state == "fetched" for state in done.values())
     typer.echo(f"{new} files fetched, {len(done) - new} were there: {folder}")
+
+
+captions = typer.Typer(
+    no_args_is_help=True,
+    help="Image-text pairs beside the notebooks: what asking would cost, batch files, ledgers.",
+)
+app.add_typer(captions, name="captions")
+
+
+@captions.command()
+def estimate(
+    preset: Preset = "demo",
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    price: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="IN OUT", help="US dollars per million input and output tokens."),
+    ] = None,
+) -> None:
+    """Requests, tokens and cost of a preset's pairs, without asking anything.
+
+    Example:
+
+        derm-rl captions estimate --set captions.teacher=openai:gpt-4o
+    """
+    from derm_rl.captions import pairs
+
+    config = _config(preset, overrides, data_root, real_images=False)
+    with _clear_errors():
+        typer.echo(f"{config.captions.teacher}: {pairs.dry_run(config, price)}")
+
+
+@captions.command("write-batch")
+def write_batch(
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="E.g. batch/requests.jsonl.")],
+    preset: Preset = "demo",
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Write the unanswered requests as files in OpenAI's batch format, for `vllm run-batch` too.
+
+    Of a conversation only the next turn can be written: read the results, then write again.
+    """
+    from derm_rl.captions import batch, pairs
+
+    config = _config(preset, overrides, data_root, real_images=False)
+    with _clear_errors(), pairs.opened(config) as (teacher, asked, ledger):
+        files = batch.write_requests(teacher, asked, ledger, to)
+    typer.echo("\n".join(map(str, files)) or "every request is answered: nothing to write")
+
+
+@captions.command("read-batch")
+def read_batch(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS…", help="Result files.")],
+    requests: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="What write-batch wrote; repeatable.")
+    ],
+    preset: Preset = "demo",
+    overrides: Overrides = None,
+) -> None:
+    """Store results of batches in the ledger; then `derm-rl reproduce --only 09` uses them."""
+    from derm_rl.captions import batch, pairs
+    from derm_rl.captions.ledger import Ledger
+
+    config = _config(preset, overrides, real_images=False)
+    with _clear_errors(), Ledger(pairs.ledger_path(config)) as ledger:
+        typer.echo(batch.read_results(results, ledger, requests, pairs.provider(config)))
+
+
+@captions.command("merge-ledgers")
+def merge_ledgers(
+    others: Annotated[list[Path], typer.Argument(metavar="LEDGER…", help="Shards to add.")],
+    preset: Preset = "demo",
+) -> None:
+    """Add the answers of other machines' ledgers to a preset's own."""
+    from derm_rl.captions import pairs
+    from derm_rl.captions.ledger import merge
+
+    with _clear_errors():
+        typer.echo(merge(pairs.ledger_path(_config(preset, real_images=False)), *others))
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What a user can mend is one line, not a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"derm-rl: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("derm-rl: interrupted; the same command continues", err=True)
+        raise typer.Exit(130) from None
 
 
 def main() -> None:

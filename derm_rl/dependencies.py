@@ -75,7 +75,10 @@ def plain_python(cell: str) -> str:
 
 
 def import_closure(sources: Iterable[str], root: Path, package: str = "derm_rl") -> dict[str, str]:
-    """Hash of every module of ``package`` that ``sources`` import, directly or not, by name."""
+    """Hash of every module of ``package`` that ``sources`` import, directly or not, by name.
+
+    YAML files in the folders of these modules count as well, by path.
+    """
     waiting = set().union(*(imported_modules(s, package) for s in sources))
     closure: dict[str, str] = {}
     while waiting:
@@ -87,4 +90,12 @@ def import_closure(sources: Iterable[str], root: Path, package: str = "derm_rl")
         waiting |= imported_modules(file.read_text(encoding="utf-8"), package)
         if "." in name:  # importing a.b runs a/__init__.py
             waiting.add(name.rpartition(".")[0])
+        for data in _data_files(file.parent):
+            closure[data.relative_to(root).as_posix()] = file_hash(data)
     return closure
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """YAML that a package may read: beside its modules, and in subfolders without modules."""
+    inside = [d for d in folder.iterdir() if d.is_dir() and not (d / "__init__.py").is_file()]
+    return sorted(f for d in (folder, *inside) for f in d.glob("*.yaml"))

@@ -30,6 +30,7 @@ BUBBLE_RADII = np.arange(5.0, 12.6, 1.0)  # pixels
 RIM_WIDTH = 0.8  # pixels
 RIM_CURVATURE = 4.0  # lightness per pixel² at which a rim counts half
 BUBBLE_ROUNDNESS = 0.395  # mean over the circle of how much of a rim runs along it
+FURTHER = 0.75  # of that suffices beside a bubble that is certain
 
 RULER_REACH = 0.16  # of the image, from each edge
 RULER_BAND = 4  # pixels of the ticks' length that are averaged
@@ -157,7 +158,7 @@ def bubbles(lightness: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     if score <= 0:
         return score, rim, whole
     best = round_.max(0)
-    peaks = (best == ndimage.maximum_filter(best, 5)) & (best > BUBBLE_ROUNDNESS)
+    peaks = (best == ndimage.maximum_filter(best, 5)) & (best > FURTHER * BUBBLE_ROUNDNESS)
     y, x = np.ogrid[: rim.shape[0], : rim.shape[1]]
     for cy, cx in np.argwhere(peaks):
         radius = BUBBLE_RADII[round_[:, cy, cx].argmax()]

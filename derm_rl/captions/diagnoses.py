@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,25 +83,25 @@ def normalize(text: str) -> str:
     return unicodedata.normalize("NFKC", text).lower()
 
 
-@lru_cache(maxsize=None)
+@cache
 def ancestors(name: str) -> frozenset[str]:
     """A concept and all that it is a kind of."""
     return frozenset(_ancestors(concepts(), name, ()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def covers(name: str) -> frozenset[str]:
     """A concept and all kinds of it."""
     return frozenset(other for other in concepts() if name in ancestors(other))
 
 
-@lru_cache(maxsize=None)
+@cache
 def compatible(first: str, second: str) -> bool:
     """Whether something can be both."""
     return not covers(first).isdisjoint(covers(second))
 
 
-@lru_cache(maxsize=None)
+@cache
 def main_class(name: str) -> str | None:
     """The code of the concept or of what it is a kind of; None for the groups above the codes.
 
@@ -113,7 +113,7 @@ def main_class(name: str) -> str | None:
     return next((c for p in concept.parents if (c := main_class(p))), None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def contradiction(first: str, second: str) -> float:
     """How much two concepts contradict each other.
 

@@ -1,26 +1,326 @@
+"""What can be measured in one image of a skin lesion: the ABCD rule, skin tone, artifacts.
+
+- **A**, asymmetry: the lesion is mirrored at its two principal axes; an axis counts if shape or
+  colour differ (Stolz et al. 1994). The continuous score joins the unequal halves with the share of
+  the outline's Fourier descriptors that are odd, which is what is not the same on opposite sides.
+- **B**, border: spread of the outline about the ellipse of the same second moments.
+- **C**, colours: which of the six dermoscopic colours cover a part of the lesion.
+- **D**, diameter: largest extent of the lesion, in image sides (no scale is known).
+- Skin tone: individual typology angle, ITA = arctan((L* - 50) / b*), of the skin around the lesion,
+  in the classes of Chardon et al. (1991).
+- Artifacts: :mod:`derm_rl.captions.artifacts`; where the lesion is:
+  :mod:`derm_rl.captions.segment`.
+
+These are measurements of pictures, by rules; they are no diagnosis.
+"""
+
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from scipy import ndimage
-from derm_rl.captions import artifacts
-from derm_rl.captions.segment import View, segment
 
-def find(view):
+from derm_rl.captions import artifacts
+from derm_rl.captions.schema import ARTIFACTS, COLOURS, Measurements
+from derm_rl.captions.segment import SIDE, Lesion, View, paint_over, segment
+
+ANGLES = 128  # rays from the centre to the outline
+HIGHEST = 8  # order of the Fourier descriptors
+EDGE_OPACITY = 0.35  # of the lesion over skin
+ROUGHNESS = 0.03  # in mean radii: skin's texture alone moves an outline by about that
+AXIS_SHAPE = 0.11  # share of the lesion that a fold leaves uncovered, from which an axis counts
+AXIS_COLOUR = 9.0  # ΔE*ab between mirrored halves, on average, from which an axis counts
+IRREGULAR = 0.055  # spread of the outline in mean radii, from which a border is irregular
+COLOUR_SHARE = 0.06  # of the lesion, from which a colour counts
+MESH = 5  # pixels: holes of the pigment network; its dark lines are no colour of their own
+EDGE = 2  # pixels at the outline, where the lesion's colour is mixed with the skin's
+# The six colours as CIELAB, of typical pigment in dermoscopy.
+REFERENCES = {
+    "light brown": (49.0, 15.0, 27.0),
+    "dark brown": (25.0, 13.0, 16.0),
+    "black": (7.0, 4.0, 2.0),
+    "red": (46.0, 47.0, 24.0),
+    "white": (86.0, 3.0, 3.0),
+    "blue-gray": (52.0, 3.0, -19.0),
+}
+# Lower bounds of ITA in degrees (Chardon et al. 1991; the last two after Del Bino et al. 2013).
+TONES = (
+    (55.0, "very light"), (41.0, "light"), (28.0, "intermediate"), (10.0, "tan"),
+    (-30.0, "brown"), (-90.0, "dark"),
+)  # fmt: skip
+_ANGLE = np.arange(ANGLES) * 2 * np.pi / ANGLES
+_ORDER = np.arange(1, HIGHEST + 1)
+_TERMS = np.outer(_ANGLE, _ORDER)
+_SERIES = np.concatenate([np.ones((ANGLES, 1)), np.cos(_TERMS), np.sin(_TERMS)], 1)
+_SMOOTH = np.r_[0, np.tile(np.where(_ORDER == 1, 1e-6, 0.5 * _ORDER**1.2), 2)]  # ridge, by order
+
+
+def measure(image: np.ndarray) -> Measurements:
+    """Measure one image.
+
+    Args:
+        image: (H, W, 3) uint8 in sRGB, or (H, W) in gray; of any size and shape, at least 16 px.
+
+    Raises:
+        ValueError: the array is not such an image.
+    """
+    view = _view(image)
+    scores, lesion = find(view)
+    skin = _skin(view, lesion)
+    ita = typology_angle(*skin)
+    found = {
+        "segmented": lesion is not None,
+        "ita": ita,
+        "skin_tone": skin_tone(ita),
+        "artifacts": {name: bool(scores[name] > 0) for name in ARTIFACTS},
+        "scores": {name: round(float(scores[name]), 4) for name in ARTIFACTS},
+    }
+    if lesion is None:
+        nothing = dict.fromkeys(
+            ("box", "diameter", "area", "asymmetry", "asymmetric_axes", "border",
+             "irregular_border")
+        )  # fmt: skip
+        return Measurements(**nothing, colours=(), **found)
+    spread, odd = descriptors(outline(lesion))
+    axes, halves = mirrored(lesion)
+    return Measurements(
+        box=_box(lesion.mask),
+        diameter=round(_diameter(lesion.mask), 4),
+        area=round(float(lesion.mask.mean()), 4),
+        asymmetry=round(float(np.clip(0.75 * odd + 0.25 * halves, 0, 1)), 4),
+        asymmetric_axes=axes,
+        border=round(spread, 4),
+        irregular_border=bool(spread > IRREGULAR),
+        colours=colours(lesion),
+        **found,
+    )
+
+
+def measure_all(
+    paths: Sequence[str], size: int = SIDE, workers: int | None = None, progress: bool = False
+) -> Iterator[Measurements]:
+    """Measure the images at addresses of a table, in parallel, in their order, as they are done.
+
+    Args:
+        size: side at which phantoms are drawn; real images are cut to their centred square.
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
+    parallel = Parallel(n_jobs=workers or -1, return_as="generator")
+    bar = tqdm(total=len(paths), desc="measure", unit="image", mininterval=1, disable=not progress)
+    with bar:
+        for found in parallel(delayed(_measure_chunk)(chunk, size) for chunk in chunks):
+            bar.update(len(found))
+            yield from found
+
+
+def _measure_chunk(paths: Sequence[str], size: int) -> list[Measurements]:
+    from derm_rl.data.table import load_image
+
+    return [measure(load_image(path, size)) for path in paths]
+
+
+def _view(image: np.ndarray) -> View:
+    """The image at the working area, whatever its shape."""
+    from PIL import Image
+
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or min(image.shape[:2]) < 16:
+        raise ValueError(
+            f"expected an image (H, W, 3) or (H, W) of type uint8 with 16 pixels or more a side, "
+            f"got {image.shape} of type {image.dtype}"
+        )
+    if image.ndim == 3 and image.shape[2] not in (1, 3):
+        raise ValueError(f"expected 1 or 3 channels, got {image.shape[2]}")
+    if image.ndim == 2 or image.shape[2] == 1:
+        image = np.repeat(image.reshape(*image.shape[:2], 1), 3, 2)
+    height, width = image.shape[:2]
+    scale = SIDE / np.sqrt(height * width)
+    size = max(16, round(width * scale)), max(16, round(height * scale))
+    if size != (width, height):
+        resized = Image.fromarray(np.ascontiguousarray(image)).resize(
+            size, Image.Resampling.LANCZOS
+        )
+        image = np.asarray(resized)
+    return View(image.astype(np.float32) / 255)
+
+
+def find(view: View) -> tuple[dict[str, float], Lesion | None]:
+    """Scores of the artifacts, and the lesion."""
     light = artifacts.lightness(view)
-    scores = {}
     dark, bright = artifacts.lines(light)
-    light_skin = np.median(light) > artifacts.DARK_SKIN
-    contrast = dark if light_skin else np.maximum(dark, bright)
+    contrast = dark if np.median(light) > artifacts.DARK_SKIN else np.maximum(dark, bright)
+    scores = {}
     scores["gel_bubble"], rims, bubble = artifacts.bubbles(light)
     scores["ruler"], strip = artifacts.ruler(light, view.lab)
     colour = artifacts.ink_colour(view.lab)
-    stroke = ndimage.binary_dilation(colour & view.field, iterations=2) if colour.any() else colour
-    thin = ndimage.binary_dilation((contrast > artifacts.LINE_CONTRAST+2), iterations=1)
-    lesion = segment(view, rims | stroke | thin, strip)
-    where = None if lesion is None else ndimage.binary_dilation(lesion.mask, iterations=artifacts.NEAR_LESION)
-    scores["ink"] = artifacts.ink(colour & view.field, where)
+    stroke = ndimage.binary_dilation(colour & view.field, iterations=2)
+    thin = ndimage.binary_dilation(contrast > artifacts.LINE_CONTRAST + 2)
+    lesion = segment(view, rims | stroke | thin, bubble, strip)
+    near = None
+    if lesion is not None:
+        near = ndimage.binary_dilation(lesion.mask, iterations=artifacts.NEAR_LESION)
+    scores["ink"] = artifacts.ink(colour & view.field, near)
     free = view.field & ~(bubble | strip | ndimage.binary_dilation(stroke))
-    scores["hair_all"],_ = artifacts.hair(contrast, free)
-    if where is not None: free &= ~where
+    if near is not None:
+        free &= ~near
     scores["hair"], _ = artifacts.hair(contrast, free)
     scores["dark_corner"] = artifacts.dark_corners(view.aperture)
     return scores, lesion
+
+
+# ------------------------------------------------------------------------------------ outline
+
+
+def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre (y, x), and the matrix whose ellipse (of unit vectors) has the mask's moments."""
+    points = np.argwhere(mask).astype(float)
+    centre = points.mean(0)
+    covariance = np.cov((points - centre).T) + np.eye(2) / 12  # a pixel is a square, no point
+    values, vectors = np.linalg.eigh(covariance)
+    return centre, vectors * (2 * np.sqrt(values))
+
+
+def outline(lesion: Lesion) -> np.ndarray:
+    """Fourier coefficients (HIGHEST + 1,), complex, of the outline's radius by direction.
+
+    In coordinates in which the lesion's ellipse is the unit circle, from the centre of the outline,
+    to where opacity falls below EDGE_OPACITY for the last time: between pixels, not on them. Fitted
+    to the directions in which no artifact hides the edge; smooth where it does.
+    """
+    centre, matrix = _moments(lesion.mask)
+    hidden = ndimage.binary_dilation(~lesion.valid).astype(np.float32)
+    unit = np.stack([np.cos(_ANGLE), np.sin(_ANGLE)])
+    steps = np.arange(0.2, 2.0, 0.02)
+    for _ in range(2):  # again from the centre that the first outline has
+        y, x = centre[:, None, None] + (matrix @ unit)[:, :, None] * steps
+        values = ndimage.map_coordinates(lesion.opacity, [y, x], order=1)
+        inside = values > EDGE_OPACITY
+        last = np.where(inside.any(1), inside.shape[1] - 1 - inside[:, ::-1].argmax(1), 0)
+        here = np.take_along_axis(values, last[:, None], 1)[:, 0]
+        after = np.minimum(last + 1, len(steps) - 1)
+        there = np.take_along_axis(values, after[:, None], 1)[:, 0]
+        part = np.clip((here - EDGE_OPACITY) / np.maximum(here - there, 1e-6), 0, 1)
+        radius = steps[last] + part * (steps[1] - steps[0])
+        edge = centre[:, None] + matrix @ unit * radius
+        seen = 1 - ndimage.map_coordinates(hidden, edge, order=1, mode="nearest")
+        found = _fit(radius, np.clip(seen, 0.005, 1))
+        centre = centre + matrix @ np.array([found[1].real, found[1].imag])
+    return found
+
+
+def _fit(radius: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted least squares of a Fourier series, robust to single rays that miss the edge."""
+    for _ in range(3):
+        weighted = _SERIES * weight[:, None]
+        found = np.linalg.solve(_SERIES.T @ weighted + np.diag(_SMOOTH), weighted.T @ radius)
+        residual = np.abs(radius - _SERIES @ found)
+        weight = weight * (residual < 6 * np.median(residual) + 4e-3) + 1e-3
+    return found[: HIGHEST + 1] + 1j * np.r_[0, found[HIGHEST + 1 :]]
+
+
+def descriptors(series: np.ndarray) -> tuple[float, float]:
+    """Spread of an outline (standard deviation in mean radii), and the odd share of it (0 to 1).
+
+    Odd orders differ in sign on opposite sides of the lesion, even ones agree. What texture alone
+    would give is taken for even, so that a smooth outline is symmetric.
+    """
+    orders = np.arange(2, HIGHEST + 1)  # the first order is a shift of the centre
+    power = np.abs(series[2:] / series[0].real) ** 2 / 2
+    odd = power[orders % 2 == 1].sum()
+    return float(np.sqrt(power.sum())), float(odd / (power.sum() + ROUGHNESS**2))
+
+
+def mirrored(lesion: Lesion) -> tuple[int, float]:
+    """Number of principal axes (0, 1, 2) that are asymmetric, and how unequal the halves are.
+
+    The second is the mean over both axes of the part that a fold leaves uncovered and the colour
+    difference of what it covers, each relative to where it begins to count; 0 to 1.
+    """
+    centre, matrix = _moments(lesion.mask)
+    directions = matrix / np.linalg.norm(matrix, axis=0)
+    points = np.argwhere(ndimage.binary_dilation(lesion.mask, iterations=4)).astype(float) - centre
+    stack = np.concatenate([lesion.mask[..., None], lesion.lab], -1).astype(np.float32)
+    stack[..., 1:] = ndimage.gaussian_filter(stack[..., 1:], (2, 2, 0))  # colours, not structures
+    here = _sample(stack, points + centre)
+    count, unequal = 0, []
+    for axis in directions.T:
+        folded = 2 * np.outer(points @ axis, axis) - points
+        there = _sample(stack, folded + centre)
+        one, other = here[:, 0] > 0.5, there[:, 0] > 0.5
+        shape = (one ^ other).sum() / (2 * max(1, one.sum()))
+        both = one & other
+        off = np.linalg.norm(here[both, 1:] - there[both, 1:], axis=1)
+        colour = float(off.mean()) if both.any() else 0.0
+        count += bool(shape > AXIS_SHAPE or colour > AXIS_COLOUR)
+        unequal.append(max(shape / AXIS_SHAPE, colour / AXIS_COLOUR))
+    return count, float(np.clip(np.mean(unequal) / 3, 0, 1))
+
+
+def _sample(stack: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Values (N, C) at the pixels nearest to points (N, 2); zero outside."""
+    at = np.rint(points).astype(int)
+    inside = ((at >= 0) & (at < stack.shape[:2])).all(1)
+    out = np.zeros((len(points), stack.shape[2]), stack.dtype)
+    out[inside] = stack[at[inside, 0], at[inside, 1]]
+    return out
+
+
+def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 in image sides."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = mask.shape
+    ends = (xs[0] / width, ys[0] / height, (xs[-1] + 1) / width, (ys[-1] + 1) / height)
+    return tuple(round(float(e), 4) for e in ends)
+
+
+def _diameter(mask: np.ndarray) -> float:
+    """Largest extent over all directions, in units of the longer image side."""
+    rim = np.argwhere(mask & ~ndimage.binary_erosion(mask)).astype(float)
+    angle = np.arange(0, np.pi, np.pi / 36)
+    across = rim @ np.stack([np.cos(angle), np.sin(angle)])
+    return float((np.ptp(across, axis=0) + 1).max() / max(mask.shape))
+
+
+# ------------------------------------------------------------------------------------- colour
+
+
+def colours(lesion: Lesion) -> tuple[str, ...]:
+    """Those of the six dermoscopic colours that cover a part of the lesion, in their order.
+
+    Dark lines and dots are closed first: network and globules are structures of a colour.
+    """
+    inner = ndimage.binary_erosion(lesion.mask, iterations=EDGE)
+    inner = inner if inner.sum() > 30 else lesion.mask
+    lab = paint_over(lesion.lab, lesion.valid | ~lesion.mask)
+    lightness = ndimage.grey_closing(lab[..., 0], (MESH, MESH))
+    chroma = ndimage.gaussian_filter(lab[..., 1:], (1, 1, 0))
+    pixels = np.concatenate([lightness[..., None], chroma], -1)[inner]
+    references = np.array([REFERENCES[name] for name in COLOURS])
+    nearest = np.linalg.norm(pixels[:, None] - references, axis=-1).argmin(1)
+    shares = np.bincount(nearest, minlength=len(COLOURS)) / len(pixels)
+    found = tuple(c for c, s in zip(COLOURS, shares, strict=True) if s >= COLOUR_SHARE)
+    return found or (COLOURS[int(shares.argmax())],)
+
+
+def _skin(view: View, lesion: Lesion | None) -> tuple[float, float]:
+    """Median L* and b* of the skin around the lesion, free of artifacts where it can be."""
+    free = view.field if lesion is None else lesion.valid & ~ndimage.binary_dilation(
+        lesion.mask, iterations=3
+    )  # fmt: skip
+    free = free if free.sum() >= 30 else np.ones(view.shape, bool)
+    return float(np.median(view.lab[..., 0][free])), float(np.median(view.lab[..., 2][free]))
+
+
+def typology_angle(lightness: float, yellowness: float) -> float:
+    """Individual typology angle in degrees of a skin colour's L* and b* (Chardon et al. 1991)."""
+    # Bluish skin (b* < 0) is an effect of light: the angle stays that of no yellow at all.
+    return round(float(np.rad2deg(np.arctan2(lightness - 50, max(yellowness, 1e-6)))), 2)
+
+
+def skin_tone(ita: float) -> str:
+    """The class of an individual typology angle."""
+    return next(name for least, name in TONES if ita > least or least == -90)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +36,8 @@ _FROM_IMAGE = (
     "attribution",
 )  # fmt: skip
 COLUMNS = (*PAIR_COLUMNS, "ledger_key")
+PROPOSED = ["language", "question", "accepted", "reason"]
+NO_PROPOSALS = pd.DataFrame(columns=PROPOSED)
 
 
 def make(config: Config, progress: bool = True) -> Path:
@@ -179,7 +182,7 @@ def propose(
         for text in selfinstruct.parse(reply.answer):
             verdict = pool.consider(text, language)
             rows.append((language, text, verdict.accepted, verdict.reason))
-    return pd.DataFrame(rows, columns=["language", "question", "accepted", "reason"])
+    return pd.DataFrame(rows, columns=PROPOSED)
 
 
 # ----------------------------------------------------------------------------------- answers
@@ -276,16 +279,48 @@ def write_pairs(path: str | Path, pairs: pd.DataFrame) -> Path:
     return Path(path)
 
 
+@contextmanager
+def opened(config: Config) -> Iterator[tuple[Any, Iterator[list[Any]], Ledger]]:
+    """Provider, requests and ledger of a preset, for :mod:`derm_rl.captions.batch`.
+
+    What the teacher proposes itself is part of a live run alone.
+    """
+    config.stage_dir(STAGE).mkdir(parents=True, exist_ok=True)
+    teacher = provider(config)
+    frame, images = sources.prepare(config)
+    with Ledger(ledger_path(config)) as ledger:
+        yield teacher, conversations(frame, images, plan(config, frame, NO_PROPOSALS)), ledger
+
+
+def provider(config: Config) -> Any:
+    """The language model that a preset names.
+
+    Raises:
+        ValueError: it names the rule-based teacher, which needs no batches.
+    """
+    if config.captions.teacher == "measured":
+        raise ValueError(
+            "captions.teacher is measured, the rule-based teacher, which answers at once; name a "
+            "model, e.g. --set captions.teacher=openai:gpt-4o"
+        )
+    return load_teacher(config)
+
+
 def dry_run(config: Config, price: tuple[float, float] | None = None) -> Estimate:
-    """What asking a preset's questions would take, without asking; images are prepared."""
+    """What asking a preset's questions would take, without asking; images are prepared.
+
+    Args:
+        price: US dollars per million input and output tokens; default: what is known of the model.
+    """
     teacher = load_teacher(config)
     config.stage_dir(STAGE).mkdir(parents=True, exist_ok=True)
     frame, images = sources.prepare(config)
-    if price is None and teacher.name != "measured":
+    if teacher.name == "measured":
+        price = price or (0.0, 0.0)
+    elif price is None:
         from derm_rl.captions.providers import model_price
 
         price = model_price(teacher.name)
-    nothing = pd.DataFrame({"accepted": [], "question": [], "language": []})
-    asked = conversations(frame, images, plan(config, frame, nothing))
+    asked = conversations(frame, images, plan(config, frame, NO_PROPOSALS))
     with Ledger(ledger_path(config)) as ledger:
         return estimate(asked, price, teacher=teacher, ledger=ledger)

@@ -107,9 +107,10 @@ def open_review(config: Config, reader: str, readers: tuple[str, ...] = ()) -> A
 
 
 def examples(config: Config, n: int = 6) -> tuple[pd.DataFrame, Store]:
-    """Released pairs, of as many question types, languages and modes as there is room for."""
+    """Unflagged first turns, of as many question types, languages and modes as there is room."""
     made, flags = pairs.load(config)
-    good = made[(made["status"] == "ok") & ~made["pair_id"].isin(flags["pair_id"])]
+    good = made[(made["status"] == "ok") & (made["turn"] == 0) & (made["style"] == "single")]
+    good = good[~good["pair_id"].isin(flags["pair_id"])]
     by = ["question_type", "language", "mode"]
     first = good.assign(key=[agreement.keyed(config.seed, p) for p in good["pair_id"]])
     first = first.sort_values("key").drop_duplicates(by).drop_duplicates("image_id")

@@ -17,6 +17,7 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.filters import threshold_otsu
 from skimage.measure import label
+from skimage.morphology import convex_hull_image
 
 SIDE = 96  # the working area is SIDE² pixels, whatever the image's own size
 FIELD_DARKNESS = 0.42  # of the median lightness: what is darker and touches a corner is aperture
@@ -32,6 +33,7 @@ CENTRAL = 0.6  # half image sides: a pixel farther out speaks less for being of 
 MIN_CONTRAST = 6.0  # ... ΔE*ab: below, nothing is called a lesion
 MIN_AREA, MAX_AREA = 0.003, 0.9  # of the field of view
 SMOOTHING = 1.0  # pixels
+CLOSING = 4.0  # pixels
 PLATEAU = 6.0  # pixels over which the lesion's own colour difference is averaged
 
 
@@ -77,13 +79,12 @@ class Lesion:
 
 
 def paint_over(lab: np.ndarray, valid: np.ndarray, sigma: float = 1.5) -> np.ndarray:
-    """Replace what is not valid by the Gaussian mean of the valid pixels around it."""
+    """Replace what is not valid by the nearest valid pixel, smoothed."""
     if valid.all() or not valid.any():
         return lab
-    weight = ndimage.gaussian_filter(valid.astype(np.float32), sigma) + 1e-4
-    mean = lab[valid].mean(0)  # far from anything valid
-    smooth = ndimage.gaussian_filter((lab - mean) * valid[..., None], (sigma, sigma, 0))
-    return np.where(valid[..., None], lab, mean + smooth / weight[..., None])
+    nearest = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    filled = lab[nearest[0], nearest[1]]
+    return np.where(valid[..., None], lab, ndimage.gaussian_filter(filled, (sigma, sigma, 0)))
 
 
 def skin_difference(lab: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +135,7 @@ def _candidate(difference: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
     clipped = np.minimum(difference, SATURATION)
     threshold = np.clip(threshold_otsu(clipped[valid], nbins=64), *THRESHOLD)
     mask = ndimage.binary_opening((difference > threshold) & valid, np.ones((3, 3)))
+    mask = _closed(mask)  # between a brown and a white part lies a line of the skin's colour
     labels = label(mask, connectivity=1)
     if not labels.max():
         return None
@@ -142,21 +144,32 @@ def _candidate(difference: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
     return ndimage.binary_fill_holes(labels == weight[1:].argmax() + 1)
 
 
-def segment(view: View, artifacts: np.ndarray, outside: np.ndarray) -> Lesion | None:
+def _closed(mask: np.ndarray) -> np.ndarray:
+    """Closing by a disk of CLOSING pixels; two distance transforms are faster than dilations."""
+    if not mask.any():
+        return mask
+    grown = np.pad(ndimage.distance_transform_edt(~mask) <= CLOSING, 1, constant_values=True)
+    return ndimage.distance_transform_edt(grown)[1:-1, 1:-1] > CLOSING
+
+
+def segment(
+    view: View, artifacts: np.ndarray, hidden: np.ndarray, outside: np.ndarray
+) -> Lesion | None:
     """Find the lesion; None if nothing differs enough from the skin.
 
     Args:
-        artifacts: (H, W) bool, pixels of hair, ink and bubbles, which are painted over.
+        artifacts: (H, W) bool, thin things (hair, ink, rims of bubbles), which are painted over.
+        hidden: (H, W) bool, whole bubbles: too large to tell what lies below.
         outside: (H, W) bool, where no lesion can be seen: the strip of a ruler.
     """
     field = view.field & ~outside
-    valid = field & ~artifacts
+    valid = field & ~artifacts & ~hidden
     if valid.sum() < 0.1 * valid.size:
         return None
     lab = paint_over(view.lab, valid)
     lab = ndimage.gaussian_filter(lab, (SMOOTHING, SMOOTHING, 0))
     surface, difference = skin_difference(lab, valid)
-    first = _candidate(difference, field)
+    first = _candidate(difference, field & ~hidden)
     if first is None:
         return None
     core = ndimage.binary_erosion(first, iterations=2)
@@ -166,15 +179,19 @@ def segment(view: View, artifacts: np.ndarray, outside: np.ndarray) -> Lesion | 
     if np.median(np.linalg.norm(lab - surface, axis=-1)[core]) < MIN_CONTRAST:
         return None
     weight = ndimage.gaussian_filter(core.astype(np.float32), PLATEAU) + 1e-6
-    plateau = ndimage.gaussian_filter(core * np.minimum(difference, 2 * SATURATION), PLATEAU) / weight
+    plateau = (
+        ndimage.gaussian_filter(core * np.minimum(difference, 2 * SATURATION), PLATEAU) / weight
+    )
     opacity = np.minimum(difference / np.maximum(plateau, 1e-3), 1.0)
     opacity = np.where(core, np.maximum(opacity, 0.75), opacity)
-    opacity[~(ndimage.binary_dilation(first, iterations=5) & field)] = 0
+    opacity[~(ndimage.binary_dilation(first, iterations=5) & field & ~hidden)] = 0
     labels = label(opacity > 0.5, connectivity=1)
     if not labels.max():
         return None
     best = np.bincount(labels[core])[1:].argmax() + 1 if labels[core].any() else 1
-    mask = ndimage.binary_fill_holes(labels == best)
+    mask = ndimage.binary_fill_holes(_closed(labels == best) & field)
+    if (ndimage.binary_dilation(mask) & hidden).any():  # a bubble on the edge bites nothing off
+        mask |= convex_hull_image(mask) & hidden & field
     if not MIN_AREA <= mask.sum() / field.sum() <= MAX_AREA:
         return None
     opacity = np.where(mask, np.maximum(opacity, 0.5), np.minimum(opacity, 0.5))

@@ -103,7 +103,7 @@ def openings(config: Config, least: float = 0.012) -> Picture | None:
 
 def _ring(ax, words, prefix, start, width, colours, least, rows) -> None:
     """Arcs of the words that follow ``prefix``, and of those that follow them."""
-    depth = len(prefix)
+    depth, end = len(prefix), start + width
     counts = Counter(w[depth] for w in words)
     for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         span = width * count / len(words)
@@ -124,7 +124,12 @@ def _ring(ax, words, prefix, start, width, colours, least, rows) -> None:
             if depth < 2:
                 inner = [w for w in words if w[depth] == word]
                 _ring(ax, inner, opening, start, span, colours, least, rows)
-        start += span
+            start += span
+    if end - start > 1e-9:  # the many that are rare each
+        middle, span = (start + end) / 2, end - start
+        ax.bar(middle, 0.96, span, 1 + depth, color="0.9", edgecolor="white", linewidth=0.7)
+        if depth == 0:
+            ax.text(middle, 1.48, "others", ha="center", va="center", fontsize=7, color="0.4")
 
 
 def answer_lengths(config: Config) -> Picture:

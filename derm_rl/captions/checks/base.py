@@ -176,7 +176,11 @@ def check(name: str, whole: bool = False) -> Callable[[Callable], Callable]:
 
 def present(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without its missing values."""
-    return {k: v for k, v in row.items() if v is not None and not (pd.api.types.is_scalar(v) and pd.isna(v))}
+    return {
+        k: v
+        for k, v in row.items()
+        if v is not None and not (pd.api.types.is_scalar(v) and pd.isna(v))
+    }
 
 
 def pairs_of(

@@ -100,7 +100,9 @@ def stance(clause: str, mention: Mention, language: str) -> Stance:
         if _DENY_AFTER["ja"].match(after):
             return "denies"
         if _OPEN_AFTER["ja"].match(after) or _OPEN["ja"].search(near):
-            return "favours" if _FAVOUR["ja"].search(after[:24]) and "可能性が高" in after else "open"
+            return (
+                "favours" if _FAVOUR["ja"].search(after[:24]) and "可能性が高" in after else "open"
+            )
         if _FAVOUR["ja"].search(after[:28]):
             return "favours"
         return "asserts" if _ASSERT["ja"].match(after) else "open"
@@ -109,7 +111,10 @@ def stance(clause: str, mention: Mention, language: str) -> Stance:
     if _OPEN_AFTER["en"].match(after):
         return "open"
     if denied(clause, mention.start, mention.end, language):
-        hedged = re.search(r"\b(?:not|never|cannot|n't) (?:\w+ )?(?:exclude|rule|mean|prove|a diagnosis|tell|say|know|diagnos\w*)|n't (?:mean|prove)", near)
+        hedged = re.search(
+            r"\b(?:not|never|cannot|n't) (?:\w+ )?(?:exclude|rule|mean|prove|a diagnosis|tell|say|know|diagnos\w*)|n't (?:mean|prove)",
+            near,
+        )
         return "open" if hedged or _OPEN["en"].search(_NEGATED_HEDGE.sub("", near)) else "denies"
     if _OPEN["en"].search(near):
         return "open"
@@ -143,5 +148,8 @@ def label(pair: Pair, settings: Settings) -> Hit | None:
                 against = diagnoses.contradiction(truth, mention.concept)
             score = WEIGHT[kind] * against
             if score > (best[0] if best else 0):
-                best = score, f"{kind} {mention.concept!r}, the table has {truth!r}: {quote(clause)}"
+                best = (
+                    score,
+                    f"{kind} {mention.concept!r}, the table has {truth!r}: {quote(clause)}",
+                )
     return best

@@ -102,8 +102,14 @@ _PATIENT = {
 # Words that tables use for sites, as they are said in answers.
 SITES: dict[str, tuple[str, str]] = {
     "back": (r"back(?! to| and forth|ground|-up)", r"背部|背中|背面"),
-    "lower extremity": (r"lower (?:extremit\w+|limbs?|legs?)|legs?|thighs?|calf|calves|shins?", r"下肢|脚|下腿|大腿|すね"),
-    "upper extremity": (r"upper (?:extremit\w+|limbs?|arms?)|arms?|forearms?|shoulders?", r"上肢|腕|前腕|上腕"),
+    "lower extremity": (
+        r"lower (?:extremit\w+|limbs?|legs?)|legs?|thighs?|calf|calves|shins?",
+        r"下肢|脚|下腿|大腿|すね",
+    ),
+    "upper extremity": (
+        r"upper (?:extremit\w+|limbs?|arms?)|arms?|forearms?|shoulders?",
+        r"上肢|腕|前腕|上腕",
+    ),
     "trunk": (r"trunk|torso", r"体幹|胴体|胴"),
     "torso": (r"trunk|torso", r"体幹|胴体|胴"),
     "abdomen": (r"abdom\w+|belly|stomach|tummy", r"腹部|お腹|おなか|腹"),
@@ -186,8 +192,10 @@ def seen_metadata(sentence: str, pair: Pair) -> str | None:
             if not re.search(opposite, sentence):
                 return f"a sex, {quote(found.group())}"
     site = pair.known("site")
-    if isinstance(site, str) and (pattern := site_pattern(site, language)) and (
-        found := pattern.search(sentence)
+    if (
+        isinstance(site, str)
+        and (pattern := site_pattern(site, language))
+        and (found := pattern.search(sentence))
     ):
         return f"the recorded site, {quote(found.group())}"
     if diagnoses.mentions(sentence) and (found := _PROVEN[language].search(sentence)):
@@ -205,6 +213,8 @@ def metadata_leak(pair: Pair, settings: Settings) -> Hit | None:
     for sentence in sentences(pair.answer):
         what = seen_metadata(sentence, pair)
         if what and not (grounded and _RECORDED[pair.language].search(sentence)):
-            how = "without saying that it is recorded" if grounded else "though it saw only the image"
+            how = (
+                "without saying that it is recorded" if grounded else "though it saw only the image"
+            )
             return 1.0, f"names {what}, {how}"
     return None

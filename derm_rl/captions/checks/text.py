@@ -48,7 +48,9 @@ _DENIED = re.compile(
     r"(?:absent|missing|lacking|never|nowhere|unlikely|excluded|ruled\s+out|not|no|none|neither|"
     r"unseen|undetect\w+)\b)|cannot\b"
 )
-_TAG = re.compile(r"^\s*(?:marks?|lines?|strokes?)?\s*[:=(,–—-]?\s*(?:none|no|not|absent|negative|nil)\b(?!\s+only)")
+_TAG = re.compile(
+    r"^\s*(?:marks?|lines?|strokes?)?\s*[:=(,–—-]?\s*(?:none|no|not|absent|negative|nil)\b(?!\s+only)"
+)
 
 
 def denied(clause: str, start: int, end: int, language: str) -> bool:
