@@ -176,7 +176,7 @@ def test_the_callback_sees_new_and_known_answers(ledger):
 def conversation(number, turns=3):
     asked = question(number).question
     return [
-        question(number, question=replace(asked, turn=t, text=f"Q{t}"), prompt=Prompt("s", f"U{t}"))
+        question(number, question=replace(asked, turn=t, text=f"Q{t}"), prompt=Prompt("s", f"U{t} of {number}"))
         for t in range(turns)
     ]
 

@@ -59,8 +59,8 @@ _STOP = {
     "está esta este sem ao",
     "it": "il lo la i gli le di del della e è sono un una che in con per non si da al come più ma "
     "questa questo senza nel",
-    "nl": "de het een en is zijn van in met niet voor op te dat die er geen aan bij ook als of door "
-    "wordt",
+    "nl": "de het een en is zijn van in met niet voor op te dat die er geen aan bij ook als of "
+    "door wordt",
     "id": "yang dan di ini itu dengan untuk tidak pada adalah dari dalam atau ada ke oleh sebagai",
 }  # fmt: skip
 STOP_WORDS = {language: frozenset(words.split()) for language, words in _STOP.items()}

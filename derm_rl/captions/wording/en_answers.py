@@ -6,7 +6,7 @@ LABEL = (
     "[everything|all] said here was measured automatically by fixed rules",
     "[note|please note] that these statements are rule-based and were measured automatically",
     "the [figures|values] are the result of an automatic, rule-based measurement",
-    "a rule-based program measured the image; [this is no physician's reading|no physician wrote this]",
+    "a rule-based program measured the image, which is no [physician's reading|medical opinion]",
     "source of these observations: a rule-based measurement",
     "[rule-based measurement|automatic measurement by rules], for research only",
     "an automatic, rule-based reading of the image [gave|produced] these statements",

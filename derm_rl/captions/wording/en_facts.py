@@ -45,8 +45,7 @@ SYMMETRY = {
     1: (
         "the lesion is asymmetric in one of its two axes",
         "[along|about] one axis the halves differ, so the lesion is asymmetric in one axis",
-        "one axis [separates|divides] unequal halves while the other does not: asymmetric in one "
-        "axis",
+        "one axis [separates|divides] unequal halves, the other equal ones: asymmetric in one axis",
         "the lesion [shows|has] asymmetry in one axis, with a score of {score}",
         "a fold along one of the axes reveals [unequal|differing] halves, so one axis counts as "
         "asymmetric",
