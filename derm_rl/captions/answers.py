@@ -84,6 +84,11 @@ def repair_message(reason: str) -> str:
     )
 
 
+def sendable(text: str) -> str:
+    """The text with lone surrogates, which no request can carry, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def image_type(image: bytes) -> Literal["image/png", "image/jpeg", "image/webp", "image/gif"]:
     """Media type by the first bytes.
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from derm_rl.captions.answers import image_type, judge, wire_schema
+from derm_rl.captions.answers import image_type, judge, sendable, wire_schema
 from derm_rl.captions.conversations import Conversation, replay
 from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.ledger_rows import FINAL, STATUSES
@@ -60,14 +60,14 @@ class BatchReport:
 def request_body(teacher: ProviderTeacher, request: Request) -> dict[str, Any]:
     """Body of one call of ``/v1/chat/completions``, as the teacher would make it."""
     prompt = request.prompt
-    system = prompt.system + teacher.schema_text()
+    system = sendable(prompt.system) + teacher.schema_text()
     encoded = base64.b64encode(request.image).decode("ascii")
     url = f"data:{image_type(request.image)};base64,{encoded}"
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for question, answer in prompt.history:
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": answer})
-    messages.append({"role": "user", "content": prompt.user})
+        messages.append({"role": "user", "content": sendable(question)})
+        messages.append({"role": "assistant", "content": sendable(answer)})
+    messages.append({"role": "user", "content": sendable(prompt.user)})
     first = next(m for m in messages if m["role"] == "user")  # the image belongs to all turns
     first["content"] = [
         {"type": "text", "text": first["content"]},
@@ -191,13 +191,13 @@ def read_results(
 
 
 def _rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise BatchError(
                     f"{path}, line {number}: not JSON ({error}); a partly downloaded file?"
                 ) from None
@@ -208,23 +208,26 @@ def _rows(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def result_reply(row: dict[str, Any], teacher: ProviderTeacher, discount: float = 0.5) -> Reply:
     """The reply in one row of a result file, whatever it is."""
+    try:
+        return _reply(row, teacher, discount)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raw = hide_secrets(json.dumps(row))[:10_000]
+        return Reply("failed", None, raw, f"not a chat completion: {error!r}")
+
+
+def _reply(row: dict[str, Any], teacher: ProviderTeacher, discount: float) -> Reply:
     response = row.get("response") or {}
     status, body = response.get("status_code", 200), response.get("body") or {}
-    error = row.get("error") or (body.get("error") if isinstance(body, dict) else None)
-    if error or status != 200:
+    if (error := row.get("error") or body.get("error")) or status != 200:
         reason = hide_secrets(f"HTTP {status}: {json.dumps(error or body)}")[:1000]
         blocked = "content_filter" in reason or "content_policy" in reason
         return Reply("blocked" if blocked else "failed", None, "", reason)
-    try:
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        message, finish_reason = choice["message"], choice.get("finish_reason")
-        text, refusal = message.get("content") or "", message.get("refusal")
-        if not isinstance(text, str):
-            raise TypeError("content is not text")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        return Reply("failed", None, json.dumps(row)[:10_000], f"not a chat completion: {error!r}")
-    text = hide_secrets(text)
-    verdict = judge(text, finish_reason, refusal)
+    choice, usage = body["choices"][0], body.get("usage") or {}
+    text, refusal = choice["message"].get("content") or "", choice["message"].get("refusal")
+    if not isinstance(text, str):
+        raise TypeError("content is not text")
+    text, refusal = hide_secrets(text), hide_secrets(str(refusal)) if refusal else None
+    verdict = judge(text, choice.get("finish_reason"), refusal)
     tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     cost = discount * teacher.cost(*tokens)
-    return Reply(verdict[0], verdict[1], text or str(refusal or ""), verdict[2], *tokens, cost)
+    return Reply(verdict[0], verdict[1], text or refusal or "", verdict[2], *tokens, cost)

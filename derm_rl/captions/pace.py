@@ -1,21 +1,24 @@
 """How fast a server may be asked: calls in flight, calls a minute, and what it says of its limits.
 
 A refused call (429) is part of life: some servers refuse at random, and that is no reason to slow
-down. Only when a good share of the latest calls was refused does the number in flight shrink, by a
-quarter at most once a second; each success lets it grow again (additive increase, multiplicative
-decrease: Chiu and Jain, 1989).
+down. Only when a good share of the latest calls was refused are calls spaced, at most once a second
+anew, to a little less than what the server accepted in the last second; each success lets the rate
+grow again (additive increase, multiplicative decrease: Chiu and Jain, 1989).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 MAX_WAIT = 900.0  # seconds; a server that asks for more is asked again earlier
 _TOO_MANY = 0.2  # share of refused calls above which fewer are made
 _MEMORY = 32  # calls over which that share is averaged
+_SLOWEST = 1 / 60  # calls a second, whatever is refused
 
 
 class TransientError(Exception):
@@ -69,39 +72,52 @@ class Pace:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         if requests_per_minute is not None and requests_per_minute <= 0:
             raise ValueError(f"requests_per_minute must be positive, got {requests_per_minute}")
-        self.concurrency, self.limit = concurrency, float(concurrency)
-        self.interval = 60 / requests_per_minute if requests_per_minute else 0.0
+        self.most = requests_per_minute / 60 if requests_per_minute else math.inf
+        self.rate = self.most  # calls a second
         self.in_flight, self.refused = 0, 0.0
-        self._free, self._sleep = asyncio.Condition(), sleep
+        self._free, self._sleep = asyncio.Semaphore(concurrency), sleep
         self._next = self._paused_until = self._lowered = 0.0
+        self._starts: deque[float] = deque()  # in the last second, less one for each refusal
 
     async def __aenter__(self) -> Pace:
-        async with self._free:
-            await self._free.wait_for(lambda: self.in_flight < max(1, int(self.limit)))
-            self.in_flight += 1
+        await self._free.acquire()
+        self.in_flight += 1
         try:
             start = max(time.monotonic(), self._next, self._paused_until)
-            self._next = start + self.interval
+            self._next = start + 1 / self.rate
             while (left := max(start, self._paused_until) - time.monotonic()) > 0:
                 await self._sleep(left)
         except BaseException:
             await self.__aexit__()
             raise
+        self._starts.append(time.monotonic())
+        self._forget()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.in_flight -= 1
-        async with self._free:
-            self._free.notify(max(1, int(self.limit) - self.in_flight))
+        self._free.release()
 
     def report(self, error: TransientError | None = None) -> None:
         """Learn from a finished call."""
         throttled = error is not None and error.throttled
         self.refused += (throttled - self.refused) / _MEMORY
+        if error is None:
+            self.rate = min(self.most, self.rate + min(1 / self.rate, 0.05))
+        if not throttled:
+            return
         now = time.monotonic()
-        if throttled and error.pause_all and error.retry_after:
+        if error.pause_all and error.retry_after:
             self._paused_until = max(self._paused_until, now + min(error.retry_after, MAX_WAIT))
-        if throttled and self.refused > _TOO_MANY and now - self._lowered > 1:
-            self.limit, self._lowered = max(1.0, 0.75 * self.limit), now
-        elif error is None:
-            self.limit = min(float(self.concurrency), self.limit + 1 / self.limit)
+        if self._starts:
+            self._starts.pop()
+        if self.refused > _TOO_MANY and now - self._lowered > 1:
+            self._forget()
+            accepted = len(self._starts)
+            rate = 0.9 * accepted if accepted > 2 else 0.5 * min(self.rate, 2.0)
+            self.rate, self._lowered = max(_SLOWEST, min(self.rate, rate)), now
+            self.refused = 0.0  # judged anew at the new rate
+
+    def _forget(self) -> None:
+        while self._starts and self._starts[0] < time.monotonic() - 1:
+            self._starts.popleft()

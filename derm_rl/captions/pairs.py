@@ -45,8 +45,8 @@ def make(config: Config, progress: bool = True) -> Path:
 
     Writes ``images.csv`` (the table), ``exclusions.csv``, ``parts/`` (encoded images and
     measurements), ``proposals.csv`` (questions that the teacher proposed, and what came of each),
-    ``pairs.parquet``, ``flags.csv`` and ``checks.csv`` (by the checks), ``counts.csv``,
-    ``modes.csv`` and ``stage.json``. The ledger is :func:`ledger_path`.
+    ``pairs.parquet``, ``scores.csv``, ``flags.csv`` and ``checks.csv`` (of the checks),
+    ``counts.csv``, ``modes.csv`` and ``stage.json``. The ledger is :func:`ledger_path`.
     """
     from derm_rl.captions import checks
 
@@ -62,9 +62,15 @@ def make(config: Config, progress: bool = True) -> Path:
         pairs, summary = ask(config, asked, teacher, ledger, progress)
     write_pairs(folder / "pairs.parquet", pairs)
     measured = images.measurements()
-    flags = checks.run(pairs, frame, measured, progress=progress)
+    scores = checks.scores(pairs, frame, measured, progress=progress)
     if config.captions.judge:
-        flags = pd.concat([flags, judged(config, pairs, frame, images, progress)])
+        second = load_teacher(config, config.captions.judge)
+        with Ledger(ledger_path(config)) as ledger:
+            pace = _pace(config) | {"progress": progress}
+            found = checks.judge(second, pairs, images.image, ledger, **pace)
+        scores = pd.concat([scores, found], ignore_index=True)
+    flags = checks.flagged(scores)
+    write_csv(folder / "scores.csv", scores)
     write_csv(folder / "flags.csv", flags)
     write_csv(folder / "checks.csv", checks.report(pairs, flags))
     write_csv(folder / "counts.csv", tables.counts(frame, pairs))

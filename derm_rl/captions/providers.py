@@ -22,7 +22,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from derm_rl.captions.answers import image_type, judge, repair_message, wire_schema
+from derm_rl.captions.answers import (
+    image_type,
+    judge,
+    repair_message,
+    sendable,
+    wire_schema,
+)
 from derm_rl.captions.ledger_rows import canonical
 from derm_rl.captions.pace import TransientError
 from derm_rl.captions.schema import Reply, Request
@@ -129,7 +135,8 @@ class ProviderTeacher:
             if verdict[0] != "invalid" or not raw:
                 break
             repair = UserPromptPart(repair_message(verdict[2]))
-            messages += [ModelResponse(parts=[TextPart(raw)]), ModelRequest(parts=[repair])]
+            said = ModelResponse(parts=[TextPart(sendable(raw))])
+            messages += [said, ModelRequest(parts=[repair])]
         latency = time.time() - began[-1]
         return Reply(verdict[0], verdict[1], raw, verdict[2], *spent, latency, tuple(began))
 
@@ -230,15 +237,17 @@ class ProviderTeacher:
         )
 
         image = BinaryContent(request.image, media_type=image_type(request.image))
-        system = request.prompt.system + self.schema_text()
+        system = sendable(request.prompt.system) + self.schema_text()
         messages: list[Any] = []
         parts: list[Any] = [SystemPromptPart(system)] if system else []
         for question, answer in request.prompt.history:
+            question = sendable(question)
             content = question if messages else [question, image]
             messages.append(ModelRequest(parts=[*parts, UserPromptPart(content)]))
-            messages.append(ModelResponse(parts=[TextPart(answer)]))
+            messages.append(ModelResponse(parts=[TextPart(sendable(answer))]))
             parts = []
-        content = request.prompt.user if messages else [request.prompt.user, image]
+        question = sendable(request.prompt.user)
+        content = question if messages else [question, image]
         return [*messages, ModelRequest(parts=[*parts, UserPromptPart(content)])]
 
     # ------------------------------------------------------------------------------- replies

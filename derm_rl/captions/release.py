@@ -27,7 +27,8 @@ def make(config: Config) -> Path:
     """Stage 10 of a preset; returns its folder.
 
     Writes ``review_plan.csv`` (pairs to review of each stratum), ``sample.csv`` (which ones),
-    ``review.json`` (what the review found), ``flags.csv`` (checks of the reviewed pairs),
+    ``review.json`` (what the review found), ``thresholds.json`` (of the checks, as learned from
+    it), ``flags.csv`` (checks of the reviewed pairs),
     ``left_out.csv`` (what does not enter the release, and why), ``release/`` and ``stage.json``.
     """
     from derm_rl.captions import checks
@@ -44,8 +45,13 @@ def make(config: Config) -> Path:
     write_json(folder / "review.json", found)
     reviewed = review.apply(made, given, drop=False)
     if len(given):  # an edit can mend a fault or make one, and verdicts move thresholds
-        settings = checks.learn(flags, given)
-        flags = checks.run(reviewed, frame, images.measurements(), settings, progress=False)
+        scores = pd.read_csv(config.require(pairs.STAGE) / "scores.csv")
+        settings = checks.learn(scores, given)
+        write_json(folder / "thresholds.json", settings.model_dump())
+        again = checks.scores(reviewed, frame, images.measurements(), settings)
+        # A judge is asked once, about what the teacher wrote.
+        judged = scores[(scores["check"] == "judge") & scores["pair_id"].isin(_unedited(reviewed))]
+        flags = checks.flagged(pd.concat([again, judged], ignore_index=True), settings)
     write_csv(folder / "flags.csv", flags)
     settings = config.release
     allowed = settings.licences
@@ -74,6 +80,10 @@ def make(config: Config) -> Path:
     provenance.stamp(config, STAGE, **opened, reviewed=found["pairs"])
     _report(config, opened, found, reasons)
     return folder
+
+
+def _unedited(reviewed: pd.DataFrame) -> set[str]:
+    return set(reviewed.loc[(reviewed["review"] != "edit").fillna(True), "pair_id"])
 
 
 def plan(config: Config, made: pd.DataFrame, folder: Path) -> list[str]:

@@ -24,9 +24,13 @@ from derm_rl.captions.checks import (  # noqa: F401  (importing a module registe
     safety,
 )
 from derm_rl.captions.checks.base import CHECKS, Check, Settings, check, pairs_of
+from derm_rl.captions.checks.judge import judge
+from derm_rl.captions.checks.learn import learn
 from derm_rl.captions.schema import Measurements
 
-__all__ = ["CHECKS", "Check", "Settings", "check", "report", "run", "scores"]
+__all__ = [
+    "CHECKS", "Check", "Settings", "check", "flagged", "judge", "learn", "report", "run", "scores",
+]  # fmt: skip
 COLUMNS = ["pair_id", "check", "reason", "score"]
 _CHUNK = 2000  # pairs that one worker checks at a time
 
@@ -52,10 +56,15 @@ def run(
     Raises:
         ValueError: a column is missing, a pair_id occurs twice, or a check is not known.
     """
-    settings = settings or Settings()
-    found = scores(pairs, images, measurements, settings, only=only, workers=workers,
-                   progress=progress)  # fmt: skip
-    least = found["check"].map(settings.threshold_of).astype(float)
+    found = scores(
+        pairs, images, measurements, settings, only=only, workers=workers, progress=progress
+    )
+    return flagged(found, settings)
+
+
+def flagged(found: pd.DataFrame, settings: Settings | None = None) -> pd.DataFrame:
+    """Those of :func:`scores` that reach their check's threshold."""
+    least = found["check"].map((settings or Settings()).threshold_of).astype(float)
     return found[found["score"] >= least].reset_index(drop=True)
 
 

@@ -180,7 +180,8 @@ def truncation(pair: Pair, settings: Settings) -> Hit | None:
         hints.append(0.8)
     elif not _CLOSED.search(text):
         bullet = re.match(r"\s*(?:[-*•・]|\d+[.)])\s", last)
-        hints.append(0.3 if bullet or _JA_END.search(text) else 0.8)
+        whole = _JA_END.search(text) and "。" not in text  # written without full stops
+        hints.append(0.3 if bullet or whole else 0.8)
     elif re.search(r"(?<![\d.])0\.$|\b(?:e\.g|i\.e|approx|ca|vs|fig|dr)\.$", text):
         hints.append(0.8)
     hints += [0.6 for a, b in _PAIRS if text.count(a) > text.count(b)]
