@@ -18,6 +18,10 @@ computes. Calls made though the answer had been sent do not count in B.
 
 ``asked_twice`` counts such calls, in the run and in a second one over the same ledger.
 ``wrong_status`` counts requests whose status is not what the server's last reply means.
+
+``local_*``: what the path itself costs (key, claim, ask, commit, then replay), with a teacher that
+answers at once: processor time a request, and peak memory after a fifth of the requests and after
+all of them, which must be about the same.
 Writes ``benchmarks/results/caption_server.json``.
 """
 
@@ -26,6 +30,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,6 +38,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import ModuleType
@@ -42,12 +48,12 @@ from derm_rl import provenance
 from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.providers import ProviderTeacher
 from derm_rl.captions.runner import ask_all, replay
-from derm_rl.captions.schema import Request
+from derm_rl.captions.schema import Answer, Finding, Prompt, Reply, Request
 from derm_rl.io import write_json
 
 RESULTS = Path(__file__).parent / "results"
 SERVER = Path(__file__).parents[1] / "tests" / "fault_server.py"
-BARS = {"faulty_server_throughput": 0.9, "asked_twice": 0}
+BARS = {"faulty_server_throughput": 0.9, "asked_twice": 0, "local_ms_per_request": 4}
 
 
 @contextmanager
@@ -134,13 +140,60 @@ def measure(
     }  # fmt: skip
 
 
+class Instant:
+    """A teacher that answers at once, at the length of a real answer."""
+
+    name, settings = "instant", {"version": 1}
+
+    async def ask(self, request: Request) -> Reply:
+        found = {"value": "light brown and dark brown", "evidence": "two clusters in the lesion"}
+        finding = Finding(name="colours", box=(0.1, 0.2, 0.8, 0.9), **found)
+        text = "The lesion is symmetric in both axes. " * 10 + request.question.text
+        answer = Answer(answer=text, findings=[finding] * 5, confidence=0.5, abstained=False)
+        return Reply("ok", answer, answer.model_dump_json())
+
+
+def local(count: int = 20_000, image_bytes: int = 8_000) -> dict[str, float]:
+    """What ``count`` requests, in conversations of two turns, cost beside the teacher."""
+    question = _fault_server().question
+
+    def conversations(pairs: int) -> Iterator[list[Request]]:
+        first = question(0)
+        for number in range(pairs):
+            image = number.to_bytes(8, "big") * (image_bytes // 8)
+            turns = [Prompt("You describe skin. " * 20, f"Turn {t} of {number}?") for t in (0, 1)]
+            yield [replace(first, prompt=prompt, image=image) for prompt in turns]
+
+    peaks, spent = [], {}
+    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:
+        for pairs in (count // 10, count // 2):  # the first fifth is reused by the second run
+            began = time.process_time()
+            asked = ask_all(Instant(), conversations(pairs), ledger, progress=False).asked
+            spent["ask"] = (time.process_time() - began) / asked
+            peaks.append(_peak_gb())
+        began = time.process_time()
+        found = sum(1 for _ in replay(Instant(), conversations(count // 2), ledger))
+        spent["replay"] = (time.process_time() - began) / found
+    return {
+        "local_ms_per_request": 1000 * sum(spent.values()),
+        "local_peak_gb_fifth": peaks[0],
+        "local_peak_gb": _peak_gb(),
+    }
+
+
+def _peak_gb() -> float:
+    """Peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--service", type=float, default=1.0, help="mean seconds of a reply")
     parser.add_argument("--timeout", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)
-    result = measure(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    result = {**local(), **measure(**options)}  # in this order: a peak remembers what was before
     write_json(
         RESULTS / "caption_server.json",
         {**result, "commit": provenance.commit(), "date": date.today().isoformat(), "bars": BARS},

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 import os
 import random
 import signal
@@ -176,7 +177,11 @@ def test_the_callback_sees_new_and_known_answers(ledger):
 def conversation(number, turns=3):
     asked = question(number).question
     return [
-        question(number, question=replace(asked, turn=t, text=f"Q{t}"), prompt=Prompt("s", f"U{t} of {number}"))
+        question(
+            number,
+            question=replace(asked, turn=t, text=f"Q{t}"),
+            prompt=Prompt("s", f"U{t} of {number}"),
+        )
         for t in range(turns)
     ]
 
@@ -352,7 +357,7 @@ def test_after_kills_nothing_that_was_answered_is_asked_again(tmp_path):
     path, count, rng = tmp_path / "ledger.sqlite", 400, random.Random(0)
     kinds = ("429", "500", "drop", "cut_body", "length", "content_filter", "refusal", "cut_json")
     with FaultServer(Faults(share=0.2, service=0.3, kinds=kinds)) as server:
-        teacher = ProviderTeacher("test:model", base_url=server.url)
+        teacher = ProviderTeacher("test:model", base_url=server.url, price=(0, 0))
         keys = {r.question.text: key(r, teacher) for r in map(question, range(count))}
         tests = str(Path(__file__).parent)
         for _ in range(10):
@@ -422,7 +427,7 @@ def test_a_faulty_server_every_request_ends_with_the_right_status(ledger):
 
 def test_a_rate_limit_far_below_the_concurrency_is_met_without_failures(ledger):
     with FaultServer(Faults(share=0.0, service=0.05, rate=40)) as server:
-        teacher = ProviderTeacher("test:model", base_url=server.url)
+        teacher = ProviderTeacher("test:model", base_url=server.url, price=(0, 0))
         began = time.monotonic()
         summary = run(teacher, map(question, range(200)), ledger)
         seconds, stats = time.monotonic() - began, server.stats()
@@ -442,16 +447,33 @@ def test_backoff_grows_with_jitter_and_obeys_the_server():
     assert backoff(1, TransientError("", retry_after=-5)) >= 0
 
 
-def test_many_refusals_lower_the_number_in_flight_and_a_few_do_not():
-    async def main(share):
+def test_many_refusals_lower_the_rate_and_a_few_do_not():
+    async def main(share, calls):
         rng, limiter = random.Random(0), Pace(64)
-        for _ in range(500):
-            limiter.report(TransientError("429", throttled=True) if rng.random() < share else None)
-            limiter._lowered -= 0.1  # as if that much time had passed
-        return limiter.limit
+        for _ in range(calls):
+            async with limiter:
+                refused = rng.random() < share
+            limiter.report(TransientError("429", throttled=True) if refused else None)
+        return limiter
 
-    assert asyncio.run(main(0.05)) == 64
-    assert asyncio.run(main(0.9)) < 8
+    assert asyncio.run(main(0.05, 500)).rate == math.inf
+    limiter = asyncio.run(main(0.9, 12))
+    assert 0.1 < limiter.rate < 5
+    limiter.rate = 3.0
+    for _ in range(1000):
+        limiter.report()
+    assert 40 < limiter.rate < 60  # one call a second faster each second
+
+
+def test_a_server_that_refuses_everything_is_still_asked_now_and_then():
+    async def main():
+        limiter = Pace(1)
+        for _ in range(200):
+            limiter._lowered -= 2.0  # as if that much time had passed
+            limiter.report(TransientError("429", throttled=True))
+        return limiter.rate
+
+    assert asyncio.run(main()) == pytest.approx(1 / 60)
 
 
 def test_a_pause_for_all_holds_every_call():
@@ -495,12 +517,7 @@ def test_tokens_of_a_text():
 def test_an_estimate_counts_requests_tokens_and_cost(ledger):
     requests = [question(i, prompt=Prompt("", "abcd" * 25)) for i in range(10)]
     found = estimate(requests, (2.0, 10.0), output_tokens=100, image_tokens=75)
-    assert (found.requests, found.input_tokens, found.output_tokens) == (
-        10,
-        1000 + 750 - 0 - 0 - 0 - 0,
-        1000,
-    ) or True
-    assert found.input_tokens == 10 * (25 + 75) and found.output_tokens == 1000
+    assert (found.requests, found.input_tokens, found.output_tokens) == (10, 1000, 1000)
     assert found.cost == pytest.approx((1000 * 2 + 1000 * 10) / 1e6)
     assert estimate(requests, None).cost is None and "price unknown" in str(estimate([], None))
 
@@ -515,4 +532,4 @@ def test_an_estimate_leaves_out_what_is_answered_and_knows_conversations(ledger)
     assert (found.requests, found.answered, found.output_tokens) == (9, 4, 50)
     assert "5 requests to ask (4 answered already)" in str(found)
     turns = estimate([conversation(2)], (1, 1), image_tokens=50, output_tokens=10)
-    assert turns.input_tokens == 3 * (50 + text_tokens("sU0")) + 10 + 20
+    assert turns.input_tokens == 3 * (50 + text_tokens("sU0 of 2")) + 10 + 20

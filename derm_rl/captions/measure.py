@@ -49,6 +49,7 @@ TONES = (
     (55.0, "very light"), (41.0, "light"), (28.0, "intermediate"), (10.0, "tan"),
     (-30.0, "brown"), (-90.0, "dark"),
 )  # fmt: skip
+DIL, FLOOR = True, 0.005
 _ANGLE = np.arange(ANGLES) * 2 * np.pi / ANGLES
 _ORDER = np.arange(1, HIGHEST + 1)
 _TERMS = np.outer(_ANGLE, _ORDER)
@@ -192,7 +193,7 @@ def outline(lesion: Lesion) -> np.ndarray:
     to the directions in which no artifact hides the edge; smooth where it does.
     """
     centre, matrix = _moments(lesion.mask)
-    hidden = ndimage.binary_dilation(~lesion.valid).astype(np.float32)
+    hidden = (ndimage.binary_dilation(~lesion.valid) if DIL else ~lesion.valid).astype(np.float32)
     unit = np.stack([np.cos(_ANGLE), np.sin(_ANGLE)])
     steps = np.arange(0.2, 2.0, 0.02)
     for _ in range(2):  # again from the centre that the first outline has
@@ -207,7 +208,7 @@ def outline(lesion: Lesion) -> np.ndarray:
         radius = steps[last] + part * (steps[1] - steps[0])
         edge = centre[:, None] + matrix @ unit * radius
         seen = 1 - ndimage.map_coordinates(hidden, edge, order=1, mode="nearest")
-        found = _fit(radius, np.clip(seen, 0.005, 1))
+        found = _fit(radius, np.clip(seen, FLOOR, 1))
         centre = centre + matrix @ np.array([found[1].real, found[1].imag])
     return found
 

@@ -120,6 +120,7 @@ class ProviderTeacher:
         began, spent = [], [0, 0, 0.0]
         for _ in range(self.repairs + 1):
             began.append(time.time())
+            response = failure = None
             try:
                 response = await model_request(
                     model,
@@ -127,11 +128,12 @@ class ProviderTeacher:
                     model_settings=self._model_settings,
                     model_request_parameters=self._parameters(),
                 )
+            except (exceptions.AgentRunError, exceptions.UserError) as error:
+                failure = error  # judged outside: its text must not be the context of another
+            if failure is None:
                 raw, verdict = self._judged(response, spent)
-            except exceptions.AgentRunError as error:
-                raw, verdict = "", self._failure(error, spent)
-            except exceptions.UserError as error:
-                raise TeacherError(hide_secrets(f"{self.name}: {error}")) from None
+            else:
+                raw, verdict = "", self._failure(failure, spent)
             if verdict[0] != "invalid" or not raw:
                 break
             repair = UserPromptPart(repair_message(verdict[2]))
@@ -295,6 +297,8 @@ class ProviderTeacher:
         """
         from pydantic_ai import exceptions as e
 
+        if isinstance(error, e.UserError):
+            raise TeacherError(hide_secrets(f"{self.name}: {error}"))
         status = getattr(error, "status_code", None)
         code = str(getattr(error, "provider_error_code", None) or "")
         detail = getattr(error, "body", None) or error
@@ -305,7 +309,7 @@ class ProviderTeacher:
             return "blocked", None, reason
         fatal = (e.ModelQuotaExceededError, e.ModelAuthenticationError, e.ModelNotFoundError)
         if isinstance(error, fatal):
-            raise TeacherError(f"{self.name}: {reason}") from None
+            raise TeacherError(f"{self.name}: {reason}")
         if refused:
             return "failed", None, reason  # this request is refused, others may pass
         if not isinstance(error, e.ModelAPIError):  # the body is not a reply of this API
@@ -319,7 +323,7 @@ class ProviderTeacher:
             input_tokens=spent[0],
             output_tokens=spent[1],
             cost=spent[2],
-        ) from None
+        )
 
 
 def limit_reset(headers: Mapping[str, str]) -> float | None:

@@ -242,7 +242,9 @@ class _Run:
             return mine
         try:
             reply = checked(await self._ask(request), f"{self.teacher.name}, {name}")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, _Stopped):
+                self.fail(error)  # before the loop gets to start the next call
             await self.committer.release(name)
             raise
         await self.committer.store(name, reply)

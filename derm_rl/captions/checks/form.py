@@ -157,6 +157,10 @@ _OPEN_END = re.compile(
     r"such as|including|e\.g\.?|i\.e\.?|because|while|on|at|be|but|not|no|if)|[,、:;(\[（「『/–—-]|"
     r"\.\.+|…|[はがをにのとやも])\W{0,2}$"
 )
+# And these not even before a full stop.
+_NEVER_LAST = re.compile(
+    r"\b(?:the|a|an|of|and|or|with|its|such as|including|because|while)\W{1,2}$"
+)
 _PAIRS = ("()", "（）", "「」", "『』", "[]")
 _JA_END = re.compile(r"(?:です|ます|ません|でした|ました|ください|である|ない|する|こと)$")
 
@@ -173,9 +177,12 @@ def truncation(pair: Pair, settings: Settings) -> Hit | None:
         return None
     hints = []
     last = text.splitlines()[-1]
-    if open_end := _OPEN_END.search(text.rstrip(".") if text.endswith("...") else text):
+    bare = text.rstrip(".") if text.endswith("...") else text
+    if _CLOSED.search(bare):
         # "… of the." is as open as "… of the": somebody closed what had been cut.
-        hints.append(0.9 if not _CLOSED.search(text) or open_end.group()[0].isalpha() else 0.3)
+        hints += [0.9] if _NEVER_LAST.search(bare) else []
+    elif _OPEN_END.search(bare):
+        hints.append(0.9)
     if text.endswith(("...", "…")):
         hints.append(0.8)
     elif not _CLOSED.search(text):

@@ -33,7 +33,8 @@ def clauses(text: str, language: str) -> list[str]:
 _BEFORE = re.compile(
     r"\b(?:no|not(?!\s+only)|never|without|neither|none|nor(?:\s+(?:is|are|was|were|does|do|did|has|"
     r"have)(?:\s+there)?)?|nothing|lack(?:s|ed|ing)?|absen(?:t|ce)|devoid|free(?:\s+of|\s+from)|"
-    r"cannot|hardly|(?<!cannot )(?<!not )excludes?|(?<!cannot )rules?\s+out|fails?\s+to|rather\s+than|instead\s+of|unlike|"
+    r"cannot|hardly|(?<!cannot )(?<!not )excludes?|(?<!cannot )rules?\s+out|"
+    r"fails?\s+to|rather\s+than|instead\s+of|unlike|"
     r"un(?:obstructed|obscured|affected|covered)|clear\s+of|zero|loss\s+of)\b|n't\b"
 )
 _VERB = re.compile(
