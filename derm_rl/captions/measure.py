@@ -49,7 +49,7 @@ TONES = (
     (55.0, "very light"), (41.0, "light"), (28.0, "intermediate"), (10.0, "tan"),
     (-30.0, "brown"), (-90.0, "dark"),
 )  # fmt: skip
-DIL, FLOOR = True, 0.005
+DIL, FLOOR, CW, CP = True, 0.005, 0, 2
 _ANGLE = np.arange(ANGLES) * 2 * np.pi / ANGLES
 _ORDER = np.arange(1, HIGHEST + 1)
 _TERMS = np.outer(_ANGLE, _ORDER)
@@ -208,6 +208,8 @@ def outline(lesion: Lesion) -> np.ndarray:
         radius = steps[last] + part * (steps[1] - steps[0])
         edge = centre[:, None] + matrix @ unit * radius
         seen = 1 - ndimage.map_coordinates(hidden, edge, order=1, mode="nearest")
+        if CW:
+            seen = seen * np.clip(ndimage.map_coordinates(lesion.contrast, edge, order=1, mode='nearest') / CW, 0.1, 1) ** CP
         found = _fit(radius, np.clip(seen, FLOOR, 1))
         centre = centre + matrix @ np.array([found[1].real, found[1].imag])
     return found

@@ -76,6 +76,7 @@ class Lesion:
     skin: np.ndarray  # (H, W, 3) float32: CIELAB of the skin, also where the lesion hides it
     valid: np.ndarray  # (H, W) bool: field of view without artifacts
     lab: np.ndarray  # (H, W, 3) float32: CIELAB with artifacts painted over
+    contrast: np.ndarray  # (H, W) float32: lesion to skin nearby, in standard deviations of skin
 
 
 def paint_over(lab: np.ndarray, valid: np.ndarray, sigma: float = 1.5) -> np.ndarray:
@@ -195,4 +196,4 @@ def segment(
     if not MIN_AREA <= mask.sum() / field.sum() <= MAX_AREA:
         return None
     opacity = np.where(mask, np.maximum(opacity, 0.5), np.minimum(opacity, 0.5))
-    return Lesion(mask, opacity.astype(np.float32), surface, valid, lab)
+    return Lesion(mask, opacity.astype(np.float32), surface, valid, lab, plateau)

@@ -27,27 +27,26 @@ def counts(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def rationalization(pairs: pd.DataFrame) -> pd.DataFrame:
-    """How often answers name the recorded diagnosis, by mode and question type.
+    """How often the first diagnosis that an answer names is the recorded one, by mode and type.
 
-    A teacher that was told the diagnosis may argue towards it. What it names only where it was
+    A teacher that was told the diagnosis may argue towards it. What it finds only where it was
     told, it does not see: the difference between grounded and blind answers measures that.
 
     Returns:
-        ``question_type, mode, n`` (answers about images with a recorded diagnosis), ``named``
-        (share that names it, or a kind of it), ``low, high`` (Wilson, 95 %).
+        ``question_type, mode, n`` (answers that name a diagnosis, about images with a recorded
+        one), ``named`` (share of them), ``low, high`` (Wilson, 95 %).
     """
     ok = pairs[pairs["status"] == "ok"]
     recorded = [
         diagnoses.of_label(*(None if pd.isna(x) else x for x in known))
         for known in zip(ok["label"], ok["diagnosis"], strict=True)
     ]
-    known = ok.assign(recorded=recorded).dropna(subset=["recorded"])
+    first = [diagnoses.mentions(diagnoses.normalize(text)) for text in ok["answer"]]
+    first = [found[0].concept if found else None for found in first]
+    known = ok.assign(recorded=recorded, first=first).dropna(subset=["recorded", "first"])
     known["named"] = [
-        any(
-            m.concept in diagnoses.covers(truth)
-            for m in diagnoses.mentions(diagnoses.normalize(text))
-        )
-        for text, truth in zip(known["answer"], known["recorded"], strict=True)
+        one in diagnoses.covers(truth)
+        for one, truth in zip(known["first"], known["recorded"], strict=True)
     ]
     rows = []
     for (kind, mode), part in known.groupby(["question_type", "mode"]):

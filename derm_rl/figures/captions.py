@@ -154,14 +154,15 @@ def answer_lengths(config: Config) -> Picture:
         )  # fmt: skip
         ax.invert_yaxis()
         unit = "words" if language == "en" else "characters"
-        ax.set(xlabel=f"{unit} of an answer, {language} (box: quartiles, whiskers: 95 %)")
+        ax.set(xlabel=f"{unit}, answers in {language}")
         plain(ax)
         for kind, values in zip(kinds, groups, strict=True):
             q = np.quantile(values, [0.025, 0.25, 0.5, 0.75, 0.975]) if len(values) else [None] * 5
             names = ("low", "q1", "median", "q3", "high")
             row_ = {"language": language, "unit": unit, "question_type": kind, "n": len(values)}
             frames.append(row_ | dict(zip(names, q, strict=True)))
-    fig.suptitle(f"Answer lengths{note(config)}", fontsize=10)
+    title = "Answer lengths: quartiles, whiskers 95 %"
+    fig.suptitle(f"{title}{note(config)}", fontsize=9)
     save_fig(fig, "captions_lengths", pd.DataFrame(frames), config)
     return fig
 
@@ -259,7 +260,7 @@ def _notable(findings: list[dict]) -> list[bool]:
 
 
 def grounded_or_blind(config: Config) -> Picture:
-    """Share of answers that name the recorded diagnosis, with and without metadata in the prompt.
+    """Share of answers that name the recorded diagnosis first, with and without metadata.
 
     What is named only where it was told is not seen but rationalized.
     """
@@ -272,7 +273,7 @@ def grounded_or_blind(config: Config) -> Picture:
         error = np.abs(part[["low", "high"]].sub(part["named"], axis=0).to_numpy(float).T)
         ax.bar(x, part["named"], 0.38, color=colour, label=mode, yerr=error, ecolor="0.4")
     ax.set_xticks(range(len(kinds)), [label(k) for k in kinds], rotation=20, ha="right", fontsize=8)
-    ax.set(ylabel="answers naming the\nrecorded diagnosis", ylim=(0, 1.05))
+    ax.set(ylabel="recorded diagnosis\nis named first", ylim=(0, 1.05))
     ax.legend(fontsize=8)
     plain(ax)
     ax.set_title(f"Told or seen?{note(config)}", fontsize=10)

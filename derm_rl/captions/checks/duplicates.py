@@ -60,9 +60,12 @@ def near_duplicate(pairs: pd.DataFrame, settings: Settings) -> Iterator[tuple[st
     kept: list[tuple[str, tuple, Counter[str]]] = []
     exact: dict[str, tuple] = {}
     for pair_id, key, answer in _answers(pairs, settings):
-        if exact.setdefault(answer, key) != key:
-            yield pair_id, 1.0, f"the same answer as of pair {exact[answer][0]}"
+        if answer in exact:
+            first = exact[answer]
+            if first[1:] != key[1:]:
+                yield pair_id, 1.0, f"the same answer as of pair {first[0]}"
             continue
+        exact[answer] = key
         tokens = _TOKEN.findall(answer)
         signature = empty.copy()
         signature.update_batch(shingles(tokens))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from derm_rl.captions.checks.base import Hit, Pair, Settings, check, normalize, quote
 from derm_rl.captions.checks.terms import pattern
@@ -15,6 +16,8 @@ _REPEATED = re.compile(r"(\S)\1{39}|(\S{2,20})(?:\s*\2){24}")
 
 def invisible(text: str) -> str | None:
     """What the first character is called that controls or hides text; None if there is none."""
+    if text.isprintable():
+        return None
     for letter in sorted(set(text)):
         category = unicodedata.category(letter)
         if category in ("Cc", "Cs", "Co", "Cn") and letter not in "\n\t":
@@ -26,6 +29,23 @@ def invisible(text: str) -> str | None:
     return None
 
 
+def danger(text: str) -> str | None:
+    """What in a text is hostile, in words; None if nothing is."""
+    if hidden := invisible(text):
+        return f"holds {hidden}"
+    text = normalize(text)
+    for kind in ("markup", "template", "injection"):
+        if found := pattern(kind).search(text):
+            return f"holds {kind}: {quote(found.group())}"
+    if found := _REPEATED.search(text):
+        return f"repeats itself: {quote(found.group())}"
+    return None
+
+
+# Questions come from a pool, and most of what findings say repeats; answers do not.
+_remembered = lru_cache(maxsize=4096)(danger)
+
+
 @check("hostile")
 def hostile(pair: Pair, settings: Settings) -> Hit | None:
     """No markup, script, hidden characters, injected instructions or flood of text."""
@@ -33,12 +53,11 @@ def hostile(pair: Pair, settings: Settings) -> Hit | None:
         whole = pair.text(column)
         if len(whole) > settings.max_characters:
             return 1.0, f"{column} is {len(whole):,} characters long"
-        if hidden := invisible(whole):
-            return 1.0, f"{column} holds {hidden}"
-        text = normalize(whole)
-        for kind in ("markup", "template", "injection"):
-            if found := pattern(kind).search(text):
-                return 1.0, f"{column} holds {kind}: {quote(found.group())}"
-        if found := _REPEATED.search(text):
-            return 1.0, f"{column} repeats itself: {quote(found.group())}"
+        parts = [whole] if whole else []
+        if column == "findings" and not isinstance(pair.findings, str):
+            # As it will be shown: without the escapes of JSON.
+            parts = [text for f in pair.findings for text in (f.value, f.evidence)]
+        for part in parts:
+            if what := (danger if column == "answer" else _remembered)(part):
+                return 1.0, f"{column} {what}"
     return None

@@ -26,8 +26,11 @@ def stance(clause: str, mention: Mention, language: str) -> Stance:
         return "denies"
     if language == "ja":
         return _stance_ja(near, after)
+    near = pattern("firm", "en").sub("", near)
     if pattern("open_after", "en").search(after):
         return "open"
+    if pattern("denies_before", "en").search(near):
+        return "denies"
     if denied(clause, mention.start, mention.end, "en"):
         rest = pattern("denied_doubt", "en").sub("", near)
         hedged = pattern("hedged_denial", "en").search(near)

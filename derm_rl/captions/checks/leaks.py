@@ -92,8 +92,12 @@ def seen_metadata(sentence: str, pair: Pair) -> str | None:
     here = site_pattern(site, language) if isinstance(site, str) else None
     if here and (found := here.search(sentence)):
         return f"the recorded site, {quote(found.group())}"
-    if diagnoses.mentions(sentence) and (found := pattern("proven", language).search(sentence)):
-        return f"a known diagnosis, {quote(found.group())}"
+    if diagnoses.mentions(sentence):
+        found = pattern("proven", language).search(sentence)
+        if not found and not pattern("proof_open", language).search(sentence):
+            found = pattern("proof", language).search(sentence)
+        if found:
+            return f"a known diagnosis, {quote(found.group())}"
     return None
 
 
