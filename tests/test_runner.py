@@ -3,15 +3,13 @@
 import asyncio
 import io
 import math
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 from fault_server import Faults, FaultServer, question
@@ -336,40 +334,40 @@ def test_ctrl_c_does_not_wait_for_a_retry_or_a_pause(ledger):
     assert teacher.calls[0] == 0 and len(teacher.calls) < 300
 
 
-ENDLESS = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from fault_server import question
-from derm_rl.captions.ledger import Ledger
-from derm_rl.captions.providers import ProviderTeacher
-from derm_rl.captions.runner import ask_all
-teacher = ProviderTeacher("test:model", base_url=sys.argv[2])
-with Ledger(sys.argv[1]) as ledger:
-    requests = map(question, range(int(sys.argv[4])))
-    ask_all(teacher, requests, ledger, progress=False, timeout=1.0, concurrency=32)
-"""
+def worker(path, url, count):
+    """What the processes of the next two tests do."""
+    teacher = ProviderTeacher("test:model", base_url=url, price=(0, 0))
+    with Ledger(path) as ledger:
+        ask_all(teacher, map(question, range(count)), ledger, progress=False, timeout=5.0)
 
 
-def test_after_kills_nothing_that_was_answered_is_asked_again(tmp_path):
+@pytest.fixture(scope="module")
+def processes():
+    """A context whose processes begin with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_runner", "pydantic_ai.models.openai"])
+    return context
+
+
+def test_after_kills_nothing_that_was_answered_is_asked_again(tmp_path, processes):
     """Ten runs over a faulty server, killed at random moments, then one to the end."""
     path, count, rng = tmp_path / "ledger.sqlite", 400, random.Random(0)
     kinds = ("429", "500", "drop", "cut_body", "length", "content_filter", "refusal", "cut_json")
     with FaultServer(Faults(share=0.2, service=0.3, kinds=kinds)) as server:
         teacher = ProviderTeacher("test:model", base_url=server.url, price=(0, 0))
         keys = {r.question.text: key(r, teacher) for r in map(question, range(count))}
-        tests = str(Path(__file__).parent)
         for _ in range(10):
             before = _answered(path)
             calls = {text: len(log.met) for text, log in server.by_text().items()}
             wanted = server.stats()["calls"] + rng.randint(10, 80)
-            command = [sys.executable, "-c", ENDLESS, str(path), server.url, tests, str(count)]
-            process = subprocess.Popen(command)
+            process = processes.Process(target=worker, args=(path, server.url, count))
+            process.start()
             while server.stats()["calls"] < wanted:
-                assert process.poll() is None
+                assert process.is_alive()
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
             logs = server.by_text()
             assert all(
                 len(logs[text].met) == calls[text] for text, k in keys.items() if k in before
@@ -384,7 +382,7 @@ def test_after_kills_nothing_that_was_answered_is_asked_again(tmp_path):
         logs = server.by_text()
         assert {t: a.status for t, a in replies.items()} == {t: logs[t].status for t in replies}
         # Asked twice was at most what was in flight at a kill.
-        assert sum(log.asked_twice for log in logs.values()) <= 10 * 32
+        assert sum(log.asked_twice for log in logs.values()) <= 10 * 64
 
 
 def _answered(path):
@@ -394,16 +392,19 @@ def _answered(path):
         return {entry.key for entry in ledger if entry.reply.status != "failed"}
 
 
-def test_two_processes_share_a_ledger_and_ask_nothing_twice(tmp_path):
+def test_two_processes_share_a_ledger_and_ask_nothing_twice(tmp_path, processes):
     path, count = tmp_path / "ledger.sqlite", 300
     with FaultServer(Faults(share=0.0, service=0.1)) as server:
-        tests = str(Path(__file__).parent)
-        command = [sys.executable, "-c", ENDLESS, str(path), server.url, tests, str(count)]
-        workers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
-        assert [worker.wait(60) for worker in workers] == [0, 0]
+        args = (path, server.url, count)
+        both = [processes.Process(target=worker, args=args) for _ in range(2)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(60)
+        assert [process.exitcode for process in both] == [0, 0]
         stats = server.stats()
     assert (stats["requests"], stats["calls"], stats["asked_twice"]) == (count, count, 0)
-    assert stats["most_in_flight"] > 32  # both were at work
+    assert stats["most_in_flight"] > 64  # both were at work
 
 
 # ------------------------------------------------------------------------------ faulty server
