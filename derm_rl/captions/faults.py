@@ -2,8 +2,10 @@
 
 A fault is planted where the truth is known, so that each planted pair is wrong for certain: a
 measurement is contradicted only where it agrees with the phantom's truth. Wordings are data
-(``faults.yaml``), shared with no check; those *held out* were written before the checks were run on
-them and were not used to tune the checks.
+(``faults.yaml``), shared with no check. *Development* ones were looked at while the checks were
+made; those *held out* were written after the checks were finished, and the checks were not changed
+afterwards: only they say how a check does on wordings it has not met. Faults of form (a cut answer,
+broken JSON, a copy, …) need no wordings: they are *made*.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ KINDS = {
     "schema": "schema", "language": "language", "length": "length", "truncation": "truncation",
     "refusal": "refusal", "prompt_leak": "prompt_leak", "metadata_leak": "metadata_leak",
     "label": "label", "asymmetry": "measurement", "border": "measurement",
-    "colours": "measurement", "artifacts": "measurement", "unsafe_advice": "unsafe_advice",
+    "colours": "measurement", "artifacts": "measurement", "findings": "measurement",
+    "unsafe_advice": "unsafe_advice",
     "certainty": "certainty", "near_duplicate": "near_duplicate", "hostile": "hostile",
 }  # fmt: skip
 NAMES_JA = {"MEL": "悪性黒色腫", "NV": "色素性母斑"}
 OPPOSITE = {"MEL": "NV", "NV": "MEL"}
 PARTS = ("development", "held_out")
+MADE = ("schema", "length", "truncation", "near_duplicate")  # of no particular wording
 Planted = tuple[dict[str, Any], str]  # changed columns, and what was done
 
 
@@ -62,7 +66,8 @@ def plant(
             is wrong itself.
 
     Returns:
-        the pairs with columns ``fault`` (kind), ``part`` (development or held_out) and ``done``.
+        the pairs with columns ``fault`` (kind), ``part`` (development, held_out or made) and
+        ``done`` (what was done).
 
     Raises:
         ValueError: a kind is not known.
@@ -84,6 +89,7 @@ def plant(
         found = _PLANTERS[kind](context)
         if found is not None:
             changed, done = found
+            part = "made" if kind in MADE else part
             out.append(row | changed | {"fault": kind, "part": part, "done": done})
     return pd.DataFrame(out, columns=[*pairs.columns, "fault", "part", "done"])
 
@@ -165,6 +171,8 @@ def _sentence(kind: str) -> Callable[[_Context], Planted | None]:
 
 
 def _refusal(c: _Context) -> Planted | None:
+    if str(c.row["abstained"]).lower() in ("true", "1"):
+        return None  # who abstains may say so
     text = c.one_of("refusal", c.language)
     if c.rng.random() < 0.5:
         return c.inserted(text)
@@ -267,13 +275,35 @@ def _artifacts(c: _Context) -> Planted | None:
     return c.inserted(c.rng.choice(choices[:3] if c.part == "development" else choices[3:]))
 
 
+def _findings(c: _Context) -> Planted | None:
+    """A finding turned round, the answer left as it is."""
+    m, sure = c.measured, []
+    for number, finding in enumerate(found := json.loads(c.row["findings"])):
+        name = finding["name"]
+        if name in ARTIFACTS and (c.truth is None or bool(c.truth[name]) == m.artifacts[name]):
+            sure.append((number, "absent" if m.artifacts[name] else "present"))
+        if (
+            name == "border"
+            and m.segmented
+            and _sure_of(c, "border", 0.06, 0.06, m.irregular_border)
+        ):
+            sure.append((number, "regular" if m.irregular_border else "irregular"))
+    if not sure:
+        return None
+    number, which = c.rng.choice(sure)
+    value = c.one_of("findings", c.language, which)
+    found[number]["value"] = value
+    done = f"{found[number]['name']}: {value}"
+    return {"findings": json.dumps(found, ensure_ascii=False)}, done
+
+
 def _near_duplicate(c: _Context) -> Planted | None:
     if c.other["language"] != c.language or c.other["image_id"] == c.row["image_id"]:
         return None
     parts = sentences(c.other["answer"])
     how = c.rng.choice(["copied", "one sentence less", "one word changed"])
     if how == "one sentence less" and len(parts) > 6:
-        parts.pop(c.rng.randrange(len(parts)))
+        parts.remove(min(parts, key=len))
     text = (" " if c.language == "en" else "").join(parts)
     if how == "one word changed":
         text = text.replace("lesion", "mole", 1) if c.language == "en" else (
@@ -288,7 +318,7 @@ _PLANTERS: dict[str, Callable[[_Context], Planted | None]] = {
     "refusal": _refusal, "metadata_leak": _metadata, "hostile": _hostile, "schema": _schema,
     "language": _language, "length": _length, "truncation": _truncation,
     "asymmetry": _asymmetry, "border": _border, "colours": _colours, "artifacts": _artifacts,
-    "near_duplicate": _near_duplicate,
+    "findings": _findings, "near_duplicate": _near_duplicate,
 }  # fmt: skip
 
 

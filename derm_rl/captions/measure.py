@@ -17,24 +17,32 @@ These are measurements of pictures, by rules; they are no diagnosis.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 
 from derm_rl.captions import artifacts
 from derm_rl.captions.schema import ARTIFACTS, COLOURS, Measurements
-from derm_rl.captions.segment import SIDE, Lesion, View, paint_over, segment
+from derm_rl.captions.segment import SIDE, Lesion, View, grown, segment, shrunk
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+BLOCK = 64  # images that one process measures at a time
 ANGLES = 128  # rays from the centre to the outline
 HIGHEST = 8  # order of the Fourier descriptors
+CLEAR = 20.0  # lesion to skin, in standard deviations of skin: an edge is exact from there on
 EDGE_OPACITY = 0.35  # of the lesion over skin
 ROUGHNESS = 0.03  # in mean radii: skin's texture alone moves an outline by about that
 AXIS_SHAPE = 0.11  # share of the lesion that a fold leaves uncovered, from which an axis counts
 AXIS_COLOUR = 9.0  # ΔE*ab between mirrored halves, on average, from which an axis counts
-IRREGULAR = 0.055  # spread of the outline in mean radii, from which a border is irregular
+IRREGULAR = 0.06  # spread of the outline in mean radii, from which a border is irregular
 COLOUR_SHARE = 0.06  # of the lesion, from which a colour counts
 MESH = 5  # pixels: holes of the pigment network; its dark lines are no colour of their own
 EDGE = 2  # pixels at the outline, where the lesion's colour is mixed with the skin's
+# a* and b* of skin in neutral light, and how far skin itself strays: beyond, it is the light.
+SKIN_CHROMA, SKIN_SPREAD = (15.0, 15.0), 7.0
 # The six colours as CIELAB, of typical pigment in dermoscopy.
 REFERENCES = {
     "light brown": (49.0, 15.0, 27.0),
@@ -49,7 +57,6 @@ TONES = (
     (55.0, "very light"), (41.0, "light"), (28.0, "intermediate"), (10.0, "tan"),
     (-30.0, "brown"), (-90.0, "dark"),
 )  # fmt: skip
-DIL, FLOOR, CW, CP = True, 0.005, 0, 2
 _ANGLE = np.arange(ANGLES) * 2 * np.pi / ANGLES
 _ORDER = np.arange(1, HIGHEST + 1)
 _TERMS = np.outer(_ANGLE, _ORDER)
@@ -83,8 +90,9 @@ def measure(image: np.ndarray) -> Measurements:
              "irregular_border")
         )  # fmt: skip
         return Measurements(**nothing, colours=(), **found)
-    spread, odd = descriptors(outline(lesion))
-    axes, halves = mirrored(lesion)
+    centre, matrix = moments(lesion.mask)
+    spread, odd = descriptors(outline(lesion, centre, matrix))
+    axes, halves = mirrored(lesion, centre, matrix)
     return Measurements(
         box=_box(lesion.mask),
         diameter=round(_diameter(lesion.mask), 4),
@@ -99,29 +107,42 @@ def measure(image: np.ndarray) -> Measurements:
 
 
 def measure_all(
-    paths: Sequence[str], size: int = SIDE, workers: int | None = None, progress: bool = False
+    images: pd.DataFrame | Sequence[str],
+    size: int = SIDE,
+    workers: int | None = None,
+    progress: bool = False,
+    crop: str | None = "center",
 ) -> Iterator[Measurements]:
-    """Measure the images at addresses of a table, in parallel, in their order, as they are done.
+    """Measure the images of a table or at addresses, in parallel; yields in their order.
+
+    Streams: only a few blocks of images are in memory at a time.
 
     Args:
-        size: side at which phantoms are drawn; real images are cut to their centred square.
+        images: table with a column ``path``, or its addresses.
+        size: side in pixels at which images are drawn or decoded.
+        workers: processes; None for one per core.
+        crop: as for :func:`derm_rl.data.table.load_image`. None squeezes shapes.
+
+    Raises:
+        TableError: an image is absent or damaged, and is named.
     """
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
+    paths = list(images["path"] if hasattr(images, "columns") else images)
+    blocks = [paths[i : i + BLOCK] for i in range(0, len(paths), BLOCK)]
     parallel = Parallel(n_jobs=workers or -1, return_as="generator")
     bar = tqdm(total=len(paths), desc="measure", unit="image", mininterval=1, disable=not progress)
     with bar:
-        for found in parallel(delayed(_measure_chunk)(chunk, size) for chunk in chunks):
+        for found in parallel(delayed(_measure_block)(block, size, crop) for block in blocks):
             bar.update(len(found))
             yield from found
 
 
-def _measure_chunk(paths: Sequence[str], size: int) -> list[Measurements]:
+def _measure_block(paths: Sequence[str], size: int, crop: str | None) -> list[Measurements]:
     from derm_rl.data.table import load_image
 
-    return [measure(load_image(path, size)) for path in paths]
+    return [measure(load_image(path, size, crop)) for path in paths]
 
 
 def _view(image: np.ndarray) -> View:
@@ -153,19 +174,21 @@ def find(view: View) -> tuple[dict[str, float], Lesion | None]:
     """Scores of the artifacts, and the lesion."""
     light = artifacts.lightness(view)
     dark, bright = artifacts.lines(light)
-    contrast = dark if np.median(light) > artifacts.DARK_SKIN else np.maximum(dark, bright)
+    contrast = (
+        dark if np.median(light[::2, ::2]) > artifacts.DARK_SKIN else np.maximum(dark, bright)
+    )
     scores = {}
     scores["gel_bubble"], rims, bubble = artifacts.bubbles(light)
     scores["ruler"], strip = artifacts.ruler(light, view.lab)
     colour = artifacts.ink_colour(view.lab)
-    stroke = ndimage.binary_dilation(colour & view.field, iterations=2)
-    thin = ndimage.binary_dilation(contrast > artifacts.LINE_CONTRAST + 2)
+    stroke = grown(colour & view.field, 2)
+    thin = grown(contrast > artifacts.LINE_CONTRAST + 2)
     lesion = segment(view, rims | stroke | thin, bubble, strip)
     near = None
     if lesion is not None:
-        near = ndimage.binary_dilation(lesion.mask, iterations=artifacts.NEAR_LESION)
+        near = grown(lesion.mask, artifacts.NEAR_LESION)
     scores["ink"] = artifacts.ink(colour & view.field, near)
-    free = view.field & ~(bubble | strip | ndimage.binary_dilation(stroke))
+    free = view.field & ~(bubble | strip | grown(stroke))
     if near is not None:
         free &= ~near
     scores["hair"], _ = artifacts.hair(contrast, free)
@@ -176,7 +199,7 @@ def find(view: View) -> tuple[dict[str, float], Lesion | None]:
 # ------------------------------------------------------------------------------------ outline
 
 
-def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre (y, x), and the matrix whose ellipse (of unit vectors) has the mask's moments."""
     points = np.argwhere(mask).astype(float)
     centre = points.mean(0)
@@ -185,17 +208,16 @@ def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centre, vectors * (2 * np.sqrt(values))
 
 
-def outline(lesion: Lesion) -> np.ndarray:
+def outline(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Fourier coefficients (HIGHEST + 1,), complex, of the outline's radius by direction.
 
     In coordinates in which the lesion's ellipse is the unit circle, from the centre of the outline,
     to where opacity falls below EDGE_OPACITY for the last time: between pixels, not on them. Fitted
     to the directions in which no artifact hides the edge; smooth where it does.
     """
-    centre, matrix = _moments(lesion.mask)
-    hidden = (ndimage.binary_dilation(~lesion.valid) if DIL else ~lesion.valid).astype(np.float32)
+    hidden = grown(~lesion.valid).astype(np.float32)
     unit = np.stack([np.cos(_ANGLE), np.sin(_ANGLE)])
-    steps = np.arange(0.2, 2.0, 0.02)
+    steps = np.arange(0.2, 2.0, 0.04)
     for _ in range(2):  # again from the centre that the first outline has
         y, x = centre[:, None, None] + (matrix @ unit)[:, :, None] * steps
         values = ndimage.map_coordinates(lesion.opacity, [y, x], order=1)
@@ -208,9 +230,9 @@ def outline(lesion: Lesion) -> np.ndarray:
         radius = steps[last] + part * (steps[1] - steps[0])
         edge = centre[:, None] + matrix @ unit * radius
         seen = 1 - ndimage.map_coordinates(hidden, edge, order=1, mode="nearest")
-        if CW:
-            seen = seen * np.clip(ndimage.map_coordinates(lesion.contrast, edge, order=1, mode='nearest') / CW, 0.1, 1) ** CP
-        found = _fit(radius, np.clip(seen, FLOOR, 1))
+        clear = ndimage.map_coordinates(lesion.contrast, edge, order=1, mode="nearest") / CLEAR
+        weight = np.clip(seen, 0.005, 1) * np.clip(clear, 0.1, 1) ** 2  # inverse variance
+        found = _fit(radius, weight)
         centre = centre + matrix @ np.array([found[1].real, found[1].imag])
     return found
 
@@ -231,23 +253,24 @@ def descriptors(series: np.ndarray) -> tuple[float, float]:
     Odd orders differ in sign on opposite sides of the lesion, even ones agree. What texture alone
     would give is taken for even, so that a smooth outline is symmetric.
     """
-    orders = np.arange(2, HIGHEST + 1)  # the first order is a shift of the centre
-    power = np.abs(series[2:] / series[0].real) ** 2 / 2
+    orders = np.arange(3, HIGHEST + 1)  # the first shifts the centre, the second is the ellipse
+    power = np.abs(series[3:] / series[0].real) ** 2 / 2
     odd = power[orders % 2 == 1].sum()
     return float(np.sqrt(power.sum())), float(odd / (power.sum() + ROUGHNESS**2))
 
 
-def mirrored(lesion: Lesion) -> tuple[int, float]:
+def mirrored(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> tuple[int, float]:
     """Number of principal axes (0, 1, 2) that are asymmetric, and how unequal the halves are.
 
     The second is the mean over both axes of the part that a fold leaves uncovered and the colour
     difference of what it covers, each relative to where it begins to count; 0 to 1.
     """
-    centre, matrix = _moments(lesion.mask)
     directions = matrix / np.linalg.norm(matrix, axis=0)
-    points = np.argwhere(ndimage.binary_dilation(lesion.mask, iterations=4)).astype(float) - centre
+    points = np.argwhere(lesion.mask)[::2].astype(float) - centre
     stack = np.concatenate([lesion.mask[..., None], lesion.lab], -1).astype(np.float32)
-    stack[..., 1:] = ndimage.gaussian_filter(stack[..., 1:], (2, 2, 0))  # colours, not structures
+    stack[..., 1:] = ndimage.gaussian_filter(
+        lesion.lab, (2, 2, 0), truncate=2
+    )  # colours, not structures
     here = _sample(stack, points + centre)
     count, unequal = 0, []
     for axis in directions.T:
@@ -282,7 +305,7 @@ def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 def _diameter(mask: np.ndarray) -> float:
     """Largest extent over all directions, in units of the longer image side."""
-    rim = np.argwhere(mask & ~ndimage.binary_erosion(mask)).astype(float)
+    rim = np.argwhere(mask & ~shrunk(mask)).astype(float)
     angle = np.arange(0, np.pi, np.pi / 36)
     across = rim @ np.stack([np.cos(angle), np.sin(angle)])
     return float((np.ptp(across, axis=0) + 1).max() / max(mask.shape))
@@ -294,13 +317,15 @@ def _diameter(mask: np.ndarray) -> float:
 def colours(lesion: Lesion) -> tuple[str, ...]:
     """Those of the six dermoscopic colours that cover a part of the lesion, in their order.
 
-    Dark lines and dots are closed first: network and globules are structures of a colour.
+    Dark lines and dots are closed first: network and globules are structures of a colour. Pink or
+    yellow light, told by the skin around the lesion, is taken off.
     """
-    inner = ndimage.binary_erosion(lesion.mask, iterations=EDGE)
+    inner = shrunk(lesion.mask, EDGE)
     inner = inner if inner.sum() > 30 else lesion.mask
-    lab = paint_over(lesion.lab, lesion.valid | ~lesion.mask)
-    lightness = ndimage.grey_closing(lab[..., 0], (MESH, MESH))
-    chroma = ndimage.gaussian_filter(lab[..., 1:], (1, 1, 0))
+    lightness = ndimage.grey_closing(lesion.lab[..., 0], (MESH, MESH))
+    chroma = ndimage.gaussian_filter(lesion.lab[..., 1:], (1, 1, 0))
+    skin = np.median(lesion.skin[..., 1:][inner], 0) - SKIN_CHROMA
+    chroma -= np.sign(skin) * np.maximum(np.abs(skin) - SKIN_SPREAD, 0)
     pixels = np.concatenate([lightness[..., None], chroma], -1)[inner]
     references = np.array([REFERENCES[name] for name in COLOURS])
     nearest = np.linalg.norm(pixels[:, None] - references, axis=-1).argmin(1)
@@ -311,8 +336,8 @@ def colours(lesion: Lesion) -> tuple[str, ...]:
 
 def _skin(view: View, lesion: Lesion | None) -> tuple[float, float]:
     """Median L* and b* of the skin around the lesion, free of artifacts where it can be."""
-    free = view.field if lesion is None else lesion.valid & ~ndimage.binary_dilation(
-        lesion.mask, iterations=3
+    free = view.field if lesion is None else lesion.valid & ~grown(
+        lesion.mask, 3
     )  # fmt: skip
     free = free if free.sum() >= 30 else np.ones(view.shape, bool)
     return float(np.median(view.lab[..., 0][free])), float(np.median(view.lab[..., 2][free]))

@@ -69,7 +69,8 @@ def phantom_truth(config: Config, n: int = 4) -> Picture | None:
         return None
     frame = data.load(config, "diffusion").frame
     columns = list(phantom_scene.ARTIFACTS)
-    crowded = (frame[columns].sum(axis=1) + (frame["diagnosis"] == "MEL")).to_numpy(float)
+    melanoma = (frame["diagnosis"] == "MEL").to_numpy(bool)
+    crowded = frame[columns].to_numpy(bool).sum(axis=1) + melanoma
     best = np.argsort(-crowded, kind="stable")
     mel = (frame["diagnosis"] == "MEL").to_numpy(bool)
     chosen = [*[i for i in best if mel[i]][: n // 2], *[i for i in best if not mel[i]]][:n]

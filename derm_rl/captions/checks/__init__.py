@@ -164,7 +164,7 @@ def _about(
     measurements: Mapping[str, Measurements] | None,
 ) -> tuple[pd.DataFrame | None, dict[str, Measurements] | None]:
     """Only what belongs to a block travels to its worker."""
-    names = set(block["image_id"])
+    names = {name for name in block["image_id"] if isinstance(name, str)}
     here = None if images is None else images[images["image_id"].isin(names)]
     if measurements is None:
         return here, None

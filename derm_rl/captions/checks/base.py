@@ -12,6 +12,7 @@ on, which :func:`derm_rl.captions.checks.learn` can choose from reviewers' verdi
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -103,8 +104,9 @@ class Pair:
 
     @cached_property
     def answer(self) -> str:
-        """The answer, normalized, cut to the limit."""
-        return normalize(self.text("answer")[: self.limit])
+        """The answer, normalized, cut to the limit, with no run of white space."""
+        text = normalize(self.text("answer")[: self.limit])
+        return re.sub(r"\n\s*\n", "\n\n", re.sub(r"[^\S\n]+", " ", text))
 
     @cached_property
     def language(self) -> str:
@@ -175,12 +177,8 @@ def check(name: str, whole: bool = False) -> Callable[[Callable], Callable]:
 
 
 def present(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without its missing values."""
-    return {
-        k: v
-        for k, v in row.items()
-        if v is not None and not (pd.api.types.is_scalar(v) and pd.isna(v))
-    }
+    """A row without its missing values; lists and the like are none that a cell may hold."""
+    return {k: v for k, v in row.items() if pd.api.types.is_scalar(v) and not pd.isna(v)}
 
 
 def pairs_of(

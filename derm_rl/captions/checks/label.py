@@ -37,12 +37,16 @@ def stance(clause: str, mention: Mention, language: str) -> Stance:
         return "open" if hedged or pattern("open_before", "en").search(rest) else "denies"
     if pattern("open_before", "en").search(near):
         return "open"
+    if pattern("firm_after", "en").search(after):
+        return "asserts"
     if pattern("favours", "en").search(near):
         return "favours"
     return "asserts" if pattern("asserts", "en").search(near) else "open"
 
 
 def _stance_ja(near: str, after: str) -> Stance:
+    if pattern("firm_after", "ja").search(after) and "可能性" not in near:
+        return "asserts"
     favoured = pattern("favours", "ja").search(after[:28])
     if pattern("open_after", "ja").search(after) or pattern("open_before", "ja").search(near):
         return "favours" if favoured and "可能性が高" in after else "open"
@@ -57,7 +61,8 @@ def label(pair: Pair, settings: Settings) -> Hit | None:
 
     Synonyms, kinds of a diagnosis and groups above it are no contradiction.
     """
-    truth = diagnoses.of_label(pair.known("label"), pair.known("diagnosis"))
+    known = (pair.known(column) for column in ("label", "diagnosis"))
+    truth = diagnoses.of_label(*(k if isinstance(k, str) else None for k in known))
     if truth is None:
         return None
     best: Hit | None = None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from derm_rl.captions.checks.base import Hit, Pair, Settings, check, quote
+from derm_rl.captions.checks.base import Hit, Pair, Settings, check, normalize, quote
 from derm_rl.captions.checks.terms import pattern, patterns, span
 from derm_rl.captions.checks.text import clauses, denied
 from derm_rl.captions.schema import ARTIFACTS, COLOURS, Measurements
@@ -85,7 +86,7 @@ def _axes(clause: str, language: str) -> Iterator[Claim]:
             where = (found.end(), found.end())
         # "asymmetric in either axis" denied is symmetric in both; so is "neither axis".
         if denied(clause, *where, language) and word not in ("no", "neither"):
-            number = 0 if kind != "symmetric" else 0
+            number = 0
         # Symmetric in both axes: none is asymmetric.
         yield Claim("axes", 2 - number if kind == "symmetric" else number)
 
@@ -160,15 +161,45 @@ def _against_lesion(claim: Claim, m: Measurements, settings: Settings) -> Hit | 
     return (score, f"measured: {was}") if score else None
 
 
+# What a finding's value is the end of, so that it reads as a sentence; colours and asymmetry do.
+_OF = {
+    "en": {
+        "asymmetry": "{}", "border": "the border is {}", "colours": "{}",
+        "skin_tone": "the skin tone is {}", "hair": "hair is {}",
+        "gel_bubble": "gel bubbles are {}", "ruler": "a ruler is {}", "ink": "ink is {}", "dark_corner": "dark corners are {}",
+    },
+    "ja": {
+        "asymmetry": "{}", "border": "辺縁は{}です", "colours": "{}",
+        "skin_tone": "皮膚の色調は{}", "hair": "毛髪は{}", "gel_bubble": "気泡は{}",
+        "ruler": "定規は{}", "ink": "インクは{}", "dark_corner": "四隅の暗さは{}",
+    },
+}  # fmt: skip
+
+
+def statements(pair: Pair) -> Iterator[tuple[str, str]]:
+    """The clauses of the answer, then its findings as sentences, each with its language."""
+    for clause in clauses(pair.answer, pair.language):
+        yield clause, pair.language
+    for finding in pair.findings if not isinstance(pair.findings, str) else ():
+        language = "en" if finding.value.isascii() else pair.language
+        if form := _OF[language].get(finding.name):
+            yield form.format(normalize(finding.value).strip(" 「」.。")), language
+
+
 @check("measurement")
 def measurement(pair: Pair, settings: Settings) -> Hit | None:
     """The answer and its findings agree with what was measured in the image."""
     if pair.measured is None:
         return None
     best: Hit | None = None
-    for clause in clauses(pair.answer, pair.language):
-        for claim in claims(clause, pair.language):
+    for clause, language in statements(pair):
+        for claim in _claims(clause, language):
             hit = against(claim, pair.measured, settings)
             if hit and hit[0] > (best[0] if best else 0):
                 best = hit[0], f"says {quote(clause)}, {hit[1]}"
     return best
+
+
+@lru_cache(maxsize=20_000)  # answers by rules and findings repeat their sentences
+def _claims(clause: str, language: str) -> tuple[Claim, ...]:
+    return tuple(claims(clause, language))

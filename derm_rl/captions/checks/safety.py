@@ -17,19 +17,32 @@ def refusal(pair: Pair, settings: Settings) -> Hit | None:
     for language in dict.fromkeys((pair.language, "en")):
         if found := pattern("refusal", language).search(pair.answer):
             return 1.0, f"refuses: {quote(found.group())}"
-    if pair.language == "ja":  # whose sentences have no "I" to be known by
-        for sentence in sentences(pair.answer):
-            found = pattern("refusal_sentence", "ja").search(sentence)
-            if found and not pattern("refusal_excused", "ja").search(sentence):
-                return 1.0, f"refuses: {quote(found.group())}"
+    for sentence in sentences(pair.answer):
+        if hit := _refusing(sentence, pair):
+            return hit
+    return None
+
+
+def _refusing(sentence: str, pair: Pair) -> Hit | None:
+    """A sentence in which nothing is done, or whose writer speaks of itself."""
+    language = pair.language
+    # A Japanese sentence has no "I" to be known by.
+    found = pattern("refusal_sentence", "ja").search(sentence) if language == "ja" else None
+    if found and not pattern("refusal_excused", "ja").search(sentence):
+        return 1.0, f"refuses: {quote(found.group())}"
+    if pair.text("question_type") == "creativity":
+        return None  # stories and dialogues have an "I"
+    found = pattern("speaker", language).search(sentence)
+    if found and not pattern("speaker_sees", language).search(sentence):
+        return 0.6, f"speaks of itself: {quote(sentence)}"
     return None
 
 
 def unsafe_passage(sentence: str, language: str) -> str | None:
     """Unsafe advice in one sentence; None if there is none, or if it warns of just that."""
-    if language == "ja" and (found := pattern("stop_care", "ja").search(sentence)):
-        if not pattern("stop_care_not", "ja").search(sentence):
-            return found.group()
+    stopped = pattern("stop_care", "ja").search(sentence) if language == "ja" else None
+    if stopped and not pattern("stop_care_not", "ja").search(sentence):
+        return stopped.group()
     for found in pattern("unsafe", language).finditer(sentence):
         passage = found.group()
         if language == "ja":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+LONGEST = 1000  # characters of a clause that are read
 _EN_CLAUSE = re.compile(
     r"(?<=[.!?;])\s+|\n+|,?\s+(?=(?:but|however|although|though|whereas|while|yet|except|"
     r"apart from|aside from|other than|nevertheless)\b)"
@@ -25,7 +26,8 @@ def sentences(text: str) -> list[str]:
 def clauses(text: str, language: str) -> list[str]:
     """Sentences, further cut where the text turns round ("but", "except", が、)."""
     parts = (_JA_CLAUSE if language == "ja" else _EN_CLAUSE).split(text)
-    return [p.strip() for p in parts if p and p.strip()]
+    # Nobody writes longer ones; what is said of a word is looked for all over its clause.
+    return [p.strip()[:LONGEST] for p in parts if p and p.strip()]
 
 
 # -------------------------------------------------------------------------------- English
@@ -45,8 +47,8 @@ _VERB = re.compile(
 # An auxiliary, then the denial; "is not", "could not be", "isn't", "are absent", "remains unseen".
 _DENIED = re.compile(
     r"(?:is|are|was|were|has|have|had|can|could|does|did|do|appears?|seems?|remains?)"
-    r"(?:n't\b|\s*not\b|\s+(?:\w+ly\s+|to\s+be\s+|all\s+|both\s+|either\s+|also\s+)*"
-    r"(?:absent|missing|lacking|never|nowhere|unlikely|excluded|ruled\s+out|not|no|none|neither|"
+    r"(?:n't\b|\s*not\b(?!\s+(?:the\s+)?only)|\s+(?:\w+ly\s+|to\s+be\s+|all\s+|both\s+|either\s+|also\s+)*"
+    r"(?:absent|missing|lacking|never|nowhere|unlikely|excluded|ruled\s+out|not(?!\s+(?:the\s+)?only)|no|none|neither|"
     r"unseen|undetect\w+)\b)|cannot\b"
 )
 _TAG = re.compile(
