@@ -132,8 +132,15 @@ def examples(config: Config, n: int = 6) -> tuple[pd.DataFrame, Store]:
 
 def facts(config: Config, found: dict[str, Any]) -> dict[str, Any]:
     """What the card of a release says beside its counts."""
-    settings = config.captions
-    phantom = "phantom" in settings.sources
+    settings, limits = config.captions, []
+    if "phantom" in settings.sources:
+        limits.append("The phantom is a test instrument: its pairs say nothing about patients.")
+    if settings.teacher == "measured" and set(settings.sources) != {"phantom"}:
+        limits.append(
+            "What the rule-based teacher says of hair, bubbles, rulers, ink and dark corners was "
+            "tuned on phantoms and often fails on photographs; skin tone is measured without "
+            "calibrated light (benchmarks/results/measurements_ham10000.csv)."
+        )
     return {
         "title": TITLE,
         "description": "Questions and answers about dermatological images, after DermaSynth "
@@ -152,11 +159,7 @@ def facts(config: Config, found: dict[str, Any]) -> dict[str, Any]:
             "longest side when measured, pixels": settings.measured_size,
         },
         "review": found if found["pairs"] else None,
-        "limits": (
-            ("The phantom is a test instrument: its pairs say nothing about patients.",)
-            if phantom
-            else ()
-        ),
+        "limits": tuple(limits),
     }
 
 

@@ -166,7 +166,8 @@ _OF = {
     "en": {
         "asymmetry": "{}", "border": "the border is {}", "colours": "{}",
         "skin_tone": "the skin tone is {}", "hair": "hair is {}",
-        "gel_bubble": "gel bubbles are {}", "ruler": "a ruler is {}", "ink": "ink is {}", "dark_corner": "dark corners are {}",
+        "gel_bubble": "gel bubbles are {}", "ruler": "a ruler is {}", "ink": "ink is {}",
+        "dark_corner": "dark corners are {}",
     },
     "ja": {
         "asymmetry": "{}", "border": "辺縁は{}です", "colours": "{}",

@@ -39,7 +39,6 @@ SYMMETRY = {
         "folded along either axis, the lesion [stays|remains] symmetric",
         "its two halves agree in both axes, which [makes|leaves] the lesion symmetric",
         "[measured|seen] across both axes, the lesion appears symmetric",
-        "a score of {score} lies in the range of a symmetric lesion",
         "both axes divide the lesion into equal halves: it is symmetric",
     ),
     1: (

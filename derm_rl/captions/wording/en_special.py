@@ -72,7 +72,7 @@ RECORDED = {
     "diameter_1": ("one diameter is recorded as {} mm", "a recorded diameter is {} mm"),
     "diameter_2": ("another recorded diameter is {} mm", "another diameter is recorded as {} mm"),
     "diagnosis": ("the recorded diagnosis is {}", "the diagnosis is recorded as {}"),
-    "label": ("the recorded label is {}", "the label is recorded as {}"),
+    "label": ("the recorded disease name is {}", "the published name is recorded as {}"),
     "super_class": ("the recorded super class is {}", "the super class is recorded as {}"),
     "malignancy": ("the malignancy is recorded as {}", "the recorded malignancy status is {}"),
     "main_class_1": ("the recorded main class is {}", "the main class is recorded as {}"),
