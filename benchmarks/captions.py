@@ -90,6 +90,12 @@ def asked(images: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     return found, frame, store.measurements()
 
 
+def _recall(rows: pd.DataFrame) -> pd.Series:
+    """Of each kind, over languages and parts."""
+    sums = rows.groupby("kind")[["found", "n"]].sum()
+    return sums["found"] / sums["n"]
+
+
 def planted(images: int, seed: int) -> dict[str, Any]:
     found, frame, measured = asked(images, seed)
     table = faults.evaluate(found, frame, measured, seed, faults.truths(frame))
@@ -97,10 +103,7 @@ def planted(images: int, seed: int) -> dict[str, Any]:
     print(table.round(3).to_string(index=False))
     wrong = table[table["kind"] != "none"]
     held = wrong["part"] == "held_out"
-    development, unseen = (
-        (t["found"] / t["n"])
-        for t in (w.groupby(["kind"])[["found", "n"]].sum() for w in (wrong[~held], wrong[held]))
-    )
+    development, unseen = _recall(wrong[~held]), _recall(wrong[held])
     clean = table[table["kind"] == "none"]
     return {
         "planted_pairs": int(wrong["n"].sum()),
