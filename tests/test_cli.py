@@ -1,5 +1,6 @@
 """The command line starts quickly and stops early on bad input."""
 
+import json
 import subprocess
 import sys
 
@@ -61,3 +62,48 @@ def test_a_missing_result_is_a_message_not_a_traceback(monkeypatch):
     monkeypatch.setattr(derm_rl.reproduce, "run", run)
     result = CliRunner().invoke(app, ["reproduce", "--preset", "smoke", "--only", "04"])
     assert result.exit_code == 1 and "derm-rl: run notebook 03" in result.output
+
+
+def test_captions_estimate_asks_nothing_and_prices_a_model(runs):
+    small = [f"--set=captions.{x}" for x in ("images=8", "image_size=48", "measured_size=48")]
+    found = CliRunner().invoke(app, ["captions", "estimate", "-p", "smoke", *small])
+    assert found.exit_code == 0 and "$0.00" in found.output, found.output
+    model = [*small, "--set=captions.teacher=vllm:some-model", "--price", "2", "8"]
+    found = CliRunner().invoke(app, ["captions", "estimate", "-p", "smoke", *model])
+    assert found.exit_code == 0 and "requests to ask" in found.output, found.output
+
+
+def test_captions_batches_go_out_and_come_back(runs, tmp_path):
+    small = [f"--set=captions.{x}" for x in ("images=4", "image_size=48", "measured_size=48")]
+    target = tmp_path / "batch" / "requests.jsonl"
+    refused = CliRunner().invoke(app, ["captions", "write-batch", str(target), "-p", "smoke"])
+    assert refused.exit_code == 1 and "captions.teacher is measured" in refused.output
+    model = [*small, "--set=captions.teacher=vllm:some-model"]
+    written = CliRunner().invoke(
+        app, ["captions", "write-batch", str(target), "-p", "smoke", *model]
+    )
+    assert written.exit_code == 0, written.output
+    file = target.with_name("requests-00000.jsonl")
+    requests = [json.loads(line) for line in file.read_text().splitlines()]
+    answer = {"answer": "A lesion.", "findings": [], "confidence": 0.5, "abstained": False}
+    message = {"role": "assistant", "content": json.dumps(answer)}
+    choice = {"finish_reason": "stop", "message": message}
+    rows = [
+        {
+            "custom_id": r["custom_id"],
+            "response": {"status_code": 200, "body": {"choices": [choice]}},
+        }
+        for r in requests
+    ]
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["captions", "read-batch", str(results), "--requests", str(file), "-p", "smoke"]
+    found = CliRunner().invoke(app, [*command, "--set=captions.teacher=vllm:some-model"])
+    assert found.exit_code == 0 and f"{len(rows)} ok" in found.output, found.output
+    again = CliRunner().invoke(app, [*command, "--set=captions.teacher=vllm:some-model"])
+    assert f"answered before: {len(rows)}" in again.output
+
+
+def test_captions_merge_names_a_ledger_that_is_not_there(runs):
+    found = CliRunner().invoke(app, ["captions", "merge-ledgers", "nowhere.sqlite", "-p", "smoke"])
+    assert found.exit_code == 1 and "nowhere.sqlite: no such ledger" in found.output
