@@ -268,7 +268,7 @@ def _outputs(folder: Path) -> dict[str, str]:
 def _headline(metrics: dict[str, Any]) -> None:
     names = [n for n in metrics if n.endswith((".gain", ".stage1", ".rl", ".min", "_kept"))]
     names = [n for n in names if n.count(".") == 2 or n.endswith(("min", "_kept"))]
-    names += [n for n in metrics if n.startswith("reproduce.")]
+    names += [n for n in metrics if n.startswith(("captions.", "reproduce."))]
     if not names:
         return
     table = Table("metric", "value", "95 % interval", box=None, pad_edge=False)

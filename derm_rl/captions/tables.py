@@ -67,9 +67,9 @@ def metrics(config: Config, pairs: pd.DataFrame, flags: pd.DataFrame) -> dict[st
         )
         for name, count in shares.items()
     }
-    found["captions.pairs"] = provenance.metric(config, total, csv="captions_counts.csv")
+    found["captions.pairs"] = provenance.metric(config, total, csv="captions_images.csv")
     images = pairs["image_id"].nunique()
-    found["captions.images"] = provenance.metric(config, images, csv="captions_counts.csv")
+    found["captions.images"] = provenance.metric(config, images, csv="captions_images.csv")
     distinct = answers.nunique() / max(1, len(answers))
     found["captions.distinct_answers"] = provenance.metric(config, distinct, n=len(answers))
     return found

@@ -27,7 +27,7 @@ from derm_rl.figures.canvas import (
     save_fig,
     show,
 )
-from derm_rl.io import read_csv
+from derm_rl.io import read_csv, write_csv
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -48,7 +48,7 @@ def label(kind: str) -> str:
 
 
 def pair_counts(config: Config) -> Picture:
-    """Pairs by source and question type; multi-turn and self-instruct pairs beside them."""
+    """Pairs by source and question type, and by style; images and pairs by modality as a table."""
     made, _ = stage.load(config)
     kinds = [k for k in QUESTION_TYPES if (made["question_type"] == k).any()]
     table = made.groupby(["source", "question_type"]).size().unstack(fill_value=0)
@@ -73,6 +73,8 @@ def pair_counts(config: Config) -> Picture:
          for by, t in (("question_type", table), ("style", styles))]
     )  # fmt: skip
     save_fig(fig, "captions_counts", frame[["source", "by", "value", "pairs"]], config)
+    counted = read_csv(config.require(stage.STAGE) / "counts.csv")
+    write_csv(config.figures_dir / "captions_images.csv", counted)
     return fig
 
 
