@@ -245,6 +245,18 @@ def test_two_sources_may_not_share_image_ids(runs, monkeypatch):
         sources.read(chosen)
 
 
+def test_a_source_is_found_where_it_lies(runs, tmp_path):
+    alone = config.load("ham10000", (), tmp_path)
+    assert sources.folder_of(alone, "ham10000") == tmp_path
+    (tmp_path / "ham10000").mkdir()
+    assert sources.folder_of(alone, "ham10000") == tmp_path / "ham10000"
+    several = config.load("isic2019", (), tmp_path)
+    assert sources.folder_of(several, "hiba") == tmp_path / "hiba"  # what its error will name
+    (runs / "sources" / "hiba").mkdir(parents=True)
+    assert sources.folder_of(several, "hiba") == runs / "sources" / "hiba"
+    assert sources.folder_of(several, "phantom") is None
+
+
 # ----------------------------------------------------------------------------------- release
 
 

@@ -20,13 +20,17 @@ STAGE = "09_image_text_pairs"
 
 
 def folder_of(config: Config, name: str) -> Path | None:
-    """Folder of a source: below ``data_root``, where ``derm-rl fetch`` puts it, or data_root."""
+    """Folder of a source: ``data_root/name``, or where ``derm-rl fetch`` puts it.
+
+    The folder of an only source may be ``data_root`` itself. None for the phantom.
+    """
     if name == "phantom":
         return None
-    root = config.data_root
-    places = [] if root is None else [root / name]
-    places.append(paths.RUNS / "sources" / name)
-    return next((p for p in places if p.is_dir()), root or places[-1])
+    root, fetched = config.data_root, paths.RUNS / "sources" / name
+    places = [fetched] if root is None else [root / name, fetched]
+    if root is not None and len(config.captions.sources) == 1:
+        places.append(root)
+    return next((p for p in places if p.is_dir()), places[0])
 
 
 def read(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
