@@ -291,7 +291,8 @@ def test_verdicts_change_the_release(made, tmp_path):
     assert released.set_index("pair_id").at[edited, "answer"] == text
     found = read_json(folder.parent / "review.json")
     assert found["pairs"] == 2 and found["readers"] == 1
-    assert review.verdicts(made.reviews_dir)["verdict"].tolist() == ["reject", "edit"]
+    given = review.verdicts(made.reviews_dir).set_index("pair_id")["verdict"]
+    assert given.to_dict() == {rejected: "reject", edited: "edit"}
 
 
 def test_a_run_killed_ten_times_gives_the_same_release(tmp_path):

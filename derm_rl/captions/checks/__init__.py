@@ -90,7 +90,8 @@ def scores(
     whole = [c.name for c in chosen if c.whole]
     jobs = [(single, block, *_about(block, images, measurements)) for block in blocks if single]
     # Tables as a whole go first: they take longest, and the others fill the other cores.
-    jobs = [([name], pairs, None, None) for name in whole] + jobs
+    slim = pairs.drop(columns="findings")  # most of the table's bytes travel to a worker in vain
+    jobs = [([name], slim, None, None) for name in whole] + jobs
     count = effective_n_jobs(workers or -1) if len(blocks) > 1 else 1
     parallel = Parallel(n_jobs=min(count, os.cpu_count() or 1), return_as="generator")
     rows: list[tuple[str, str, str, float]] = []

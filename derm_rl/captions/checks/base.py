@@ -160,6 +160,8 @@ CHECKS: dict[str, Check] = {}
 def check(name: str, whole: bool = False) -> Callable[[Callable], Callable]:
     """Register a check of single pairs, or of the ``whole`` table (pair_id, score, reason).
 
+    The whole table comes without its column ``findings``, which is large.
+
     Raises:
         ValueError: the name is taken, or the function has no docstring to say what it does.
     """
