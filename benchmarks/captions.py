@@ -7,7 +7,7 @@
   release, open again), with the rule-based teacher, for the 45,205 images of DermaSynth, here
   phantoms at 64 px. ``pairs_minutes`` is the time of all of it, ``pairs_peak_gb`` the resident
   memory of all processes together at its highest.
-- ``faults``: faults planted in half of the correct pairs of 6,000 phantoms, see
+- ``faults``: faults planted in half of the correct pairs of 3,000 phantoms, see
   :mod:`derm_rl.captions.faults`. ``planted_recall_min`` is the lowest recall of a kind, of the
   wordings that the checks were developed with; ``held_out_recall_min`` that of wordings they were
   not; ``false_flag_rate`` the share of the correct pairs that any check flags.
@@ -153,7 +153,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "findings": lambda: findings(2000, 12),
-        "faults": lambda: planted(6000, 13),
+        "faults": lambda: planted(3000, 13),
         "server": server,
         "scale": lambda: scale(arguments.images),
     }
