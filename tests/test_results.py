@@ -65,3 +65,19 @@ def test_classifier_accuracy_follows_from_the_predictions(folder):
         table[["reconstruction", "original"]].to_numpy(float), np.ones((1, len(table)))
     )
     same(metrics, "autoencoder.exact_match_kept", float(kept[0]))
+
+
+def test_pairs_follow_from_their_tables(folder):
+    metrics = read_json(folder / "metrics.json")
+    if "captions.pairs" not in metrics:
+        pytest.skip(f"no image-text pairs are among the results in {folder}")
+    total = read_csv(folder / "captions_images.csv").set_index("source").loc["total"]
+    same(metrics, "captions.pairs", total["pairs"])
+    same(metrics, "captions.images", total["images"])
+    checks = read_csv(folder / "captions_checks.csv")
+    every = checks[(checks["source"] == "all") & (checks["check"] == "any")].iloc[0]
+    same(metrics, "captions.flagged", every["flagged"] / every["pairs"])
+    release = read_csv(folder / "captions_release.csv").groupby("what")["pairs"].sum()
+    same(metrics, "captions.released", release["split"])
+    same(metrics, "captions.reviewed", release["reviewed"])
+    assert release["split"] + release.get("left out", 0) == total["pairs"]

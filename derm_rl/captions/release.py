@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from derm_rl.config import Config
 
 STAGE = "10_review_and_release"
+RELEASED = "captions_release.csv"
 TITLE = "Dermatology image-text pairs, made and checked by derm_rl"
 
 
@@ -76,6 +77,7 @@ def make(config: Config) -> Path:
     )
     opened = validate(folder / "release")
     write_json(folder / "release.json", opened)
+    write_csv(config.figures_dir / RELEASED, released(opened, reasons, found))
     provenance.record_metrics(config, STAGE, _metrics(config, opened, found))
     provenance.stamp(config, STAGE, **opened, reviewed=found["pairs"])
     _report(config, opened, found, reasons)
@@ -212,13 +214,22 @@ def validate(folder: Path) -> dict[str, Any]:
     }
 
 
+def released(opened: dict[str, Any], reasons: pd.DataFrame, found: dict[str, Any]) -> pd.DataFrame:
+    """Pairs by what became of them: ``what`` (split, left out, reviewed, verdict), ``which``."""
+    rows = [("split", name, n) for name, n in opened["splits"].items()]
+    rows += [("left out", r.reason, r.pairs) for r in reasons.itertuples()]
+    rows += [("reviewed", "all", found["pairs"])]
+    rows += [("verdict", name, n) for name, n in found["verdicts"].items()]
+    return pd.DataFrame(rows, columns=["what", "which", "pairs"])
+
+
 def _metrics(config: Config, opened: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    out = {"captions.released": provenance.metric(config, opened["pairs"])}
-    out["captions.reviewed"] = provenance.metric(config, found["pairs"])
+    counts = {"released": opened["pairs"], "reviewed": found["pairs"]}
+    out = {f"captions.{k}": provenance.metric(config, n, csv=RELEASED) for k, n in counts.items()}
     for name, rate in found["rates"].items():
         key = f"captions.review.{name.replace(' ', '_')}"
         values = (rate["value"], rate["low"], rate["high"], rate["n"])
-        out[key] = provenance.metric(config, *values)
+        out[key] = provenance.metric(config, *values, csv=RELEASED)
     return out
 
 

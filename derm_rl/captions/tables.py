@@ -56,7 +56,7 @@ def rationalization(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics(config: Config, pairs: pd.DataFrame, flags: pd.DataFrame) -> dict[str, Any]:
-    total, answers = len(pairs), pairs.loc[pairs["status"] == "ok", "answer"]
+    total = len(pairs)
     shares = {
         "answered": int((pairs["status"] == "ok").sum()),
         "flagged": int(pairs["pair_id"].isin(flags["pair_id"]).sum()),
@@ -70,6 +70,4 @@ def metrics(config: Config, pairs: pd.DataFrame, flags: pd.DataFrame) -> dict[st
     found["captions.pairs"] = provenance.metric(config, total, csv="captions_images.csv")
     images = pairs["image_id"].nunique()
     found["captions.images"] = provenance.metric(config, images, csv="captions_images.csv")
-    distinct = answers.nunique() / max(1, len(answers))
-    found["captions.distinct_answers"] = provenance.metric(config, distinct, n=len(answers))
     return found
