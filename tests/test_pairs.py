@@ -226,6 +226,33 @@ def test_a_failing_teacher_leaves_pairs_with_their_status(runs, monkeypatch):
     assert proposed["reason"].eq("blocked: content filter").all()
 
 
+def test_a_spent_budget_leaves_the_stage_unfinished_and_the_next_run_goes_on(runs, monkeypatch):
+    class Paid:
+        name, settings, asked = "paid", {}, []
+
+        async def ask(self, request):
+            self.asked.append((request.question.conversation, request.question.turn))
+            answer = Answer(answer="A lesion.", findings=[], confidence=0.5, abstained=False)
+            return Reply("ok", answer, "", cost=1.0)
+
+    teacher = Paid()
+    monkeypatch.setattr(pairs, "load_teacher", lambda chosen, name=None: teacher)
+    changes = ("captions.images=4", "captions.self_instruct=0", "captions.budget=5")
+    chosen = config.load("smoke", (*SMALL, *changes, "captions.concurrency=1"))
+    with pytest.raises(pairs.UnfinishedError, match="the budget is spent"):
+        pairs.make(chosen, progress=False)
+    with pytest.raises(config.MissingArtifact):
+        pairs.load(chosen)
+    for _ in range(10):
+        try:
+            pairs.make(chosen, progress=False)
+            break
+        except pairs.UnfinishedError:
+            continue
+    rows, _ = pairs.load(chosen)
+    assert sorted(teacher.asked) == sorted(zip(rows["conversation"], rows["turn"], strict=True))
+
+
 def test_a_dry_run_asks_nothing(runs, monkeypatch):
     chosen = config.load("smoke", (*SMALL, "captions.teacher=openai:gpt-4o"))
     found = pairs.dry_run(chosen)

@@ -22,7 +22,7 @@ from derm_rl import paths, provenance
 from derm_rl.captions import questions, selfinstruct, sources, tables
 from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.prompting import present, render
-from derm_rl.captions.runner import Estimate, ask_all, estimate, replay
+from derm_rl.captions.runner import Estimate, Summary, ask_all, estimate, replay
 from derm_rl.captions.schema import PAIR_COLUMNS, Question, Reply, Request, Teacher
 from derm_rl.captions.store import Store, Stored
 from derm_rl.io import atomic_path, write_csv
@@ -43,6 +43,10 @@ _BATCH = 4096  # rows that are held as Python objects
 NO_PROPOSALS = pd.DataFrame(columns=PROPOSED)
 
 
+class UnfinishedError(RuntimeError):
+    """Asking stopped before all was asked; what was answered is in the ledger."""
+
+
 def make(config: Config, progress: bool = True) -> Path:
     """Stage 09 of a preset; returns its folder.
 
@@ -50,6 +54,9 @@ def make(config: Config, progress: bool = True) -> Path:
     measurements), ``proposals.csv`` (questions that the teacher proposed, and what came of each),
     ``pairs.parquet``, ``scores.csv``, ``flags.csv`` and ``checks.csv`` (of the checks),
     ``counts.csv``, ``modes.csv`` and ``stage.json``. The ledger is :func:`ledger_path`.
+
+    Raises:
+        UnfinishedError: the budget is spent, or it was interrupted. The same call goes on.
     """
     from derm_rl.captions import checks
 
@@ -181,7 +188,7 @@ def propose(
             one = selfinstruct.request(name, found.image, pool, language, seed=number)
             asked.append(Request(one.question, one.prompt, one.image, one.row, found.measurements))
     if asked:
-        ask_all(teacher, asked, ledger, **_pace(config), progress=progress)
+        _finished(ask_all(teacher, asked, ledger, **_pace(config), progress=progress))
     for request, _, reply in replay(teacher, asked, ledger):
         language = request.question.language
         if reply is None or reply.answer is None:
@@ -222,13 +229,20 @@ def _pace(config: Config) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
+def _finished(summary: Summary) -> Summary:
+    """A part must not pass for the whole: the stage would count as done, and never go on."""
+    if summary.stopped:
+        raise UnfinishedError(f"{summary}; answers are kept in the ledger")
+    return summary
+
+
 def ask(
     config: Config,
     asked: Iterable[list[Any]],
     teacher: Teacher,
     ledger: Ledger,
     progress: bool = True,
-) -> tuple[pd.DataFrame, Any]:
+) -> tuple[pd.DataFrame, Summary]:
     """Ask everything; the pairs in the order of images and turns, and the run's summary."""
     import pyarrow as pa
 
@@ -241,7 +255,9 @@ def ask(
             batches.append(pa.RecordBatch.from_pylist(rows, schema=_schema()))
             rows.clear()
 
-    summary = ask_all(teacher, asked, ledger, **_pace(config), progress=progress, callback=collect)
+    summary = _finished(
+        ask_all(teacher, asked, ledger, **_pace(config), progress=progress, callback=collect)
+    )
     batches.append(pa.RecordBatch.from_pylist(rows, schema=_schema()))
     pairs = pa.Table.from_batches(batches).to_pandas()
     order = ["image_id", "conversation", "turn"]
