@@ -139,14 +139,23 @@ def test_the_measured_teacher_proposes_questions_that_pass(language):
         selfinstruct.request(f"i{n}", b"", pool, language, count=5, seed=n) for n in range(12)
     ]
     requests = [_measured(r) for r in requests]
-    verdicts = asyncio.run(selfinstruct.propose(MeasuredTeacher(), requests, pool))
+    verdicts = _proposed(MeasuredTeacher(), requests, pool)
     assert len(verdicts) == 60
     reasons = {v.reason for _, v in verdicts if not v}
     assert all(r.startswith("ROUGE-L") for r in reasons)
     accepted = [t for t, v in verdicts if v]
     assert len(accepted) >= 10 and set(accepted) <= set(pool.texts[language])
     again = Pool.of_questions()
-    assert asyncio.run(selfinstruct.propose(MeasuredTeacher(), requests, again)) == verdicts
+    assert _proposed(MeasuredTeacher(), requests, again) == verdicts
+
+
+def _proposed(teacher, requests, pool):
+    """Verdicts on what a teacher proposes, one request after the other."""
+    found = []
+    for request in requests:
+        reply = asyncio.run(teacher.ask(request))
+        found += selfinstruct.considered(reply, pool, request.question.language)
+    return found
 
 
 def _measured(request):
@@ -199,7 +208,7 @@ def test_hostile_or_missing_replies_leave_the_pool_clean():
     )
     pool = Pool()
     requests = [selfinstruct.request("i", b"", pool, "en", seed=n) for n in range(3)]
-    verdicts = asyncio.run(selfinstruct.propose(teacher, requests, pool))
+    verdicts = _proposed(teacher, requests, pool)
     assert [bool(v) for _, v in verdicts] == [False, False, False, False, True]
     assert verdicts[3][1].reason == "blocked: refused"
     assert pool.texts == {"en": [GOOD["en"][0]]}

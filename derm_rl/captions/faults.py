@@ -37,6 +37,7 @@ KINDS = {
 }  # fmt: skip
 NAMES_JA = {"MEL": "悪性黒色腫", "NV": "色素性母斑"}
 OPPOSITE = {"MEL": "NV", "NV": "MEL"}
+SURE = {"asymmetry": 0.45, "border": 0.06}  # what was drawn counts as asymmetric, irregular
 PARTS = ("development", "held_out")
 MADE = ("schema", "length", "truncation", "near_duplicate")  # of no particular wording
 Planted = tuple[dict[str, Any], str]  # changed columns, and what was done
@@ -234,26 +235,33 @@ def _truncation(c: _Context) -> Planted | None:
     return {"answer": cut + ("..." if c.rng.random() < 0.2 else "")}, f"cut after {at} characters"
 
 
-def _sure_of(c: _Context, name: str, low: float, high: float, value: bool) -> bool:
+def _sure_of(c: _Context, name: str, value: bool) -> bool:
     """Whether the phantom's truth agrees with what was measured."""
-    if c.truth is None:
-        return True
-    return c.truth[name] >= high if value else c.truth[name] <= low
+    return c.truth is None or (
+        c.truth[name] >= SURE[name] if value else c.truth[name] <= SURE[name]
+    )
+
+
+def _sure_of_border(c: _Context) -> bool:
+    return c.measured.segmented and _sure_of(c, "border", c.measured.irregular_border)
+
+
+def _sure_artifacts(c: _Context) -> list[str]:
+    return [a for a in ARTIFACTS if c.truth is None or bool(c.truth[a]) == c.measured.artifacts[a]]
 
 
 def _asymmetry(c: _Context) -> Planted | None:
     m = c.measured
-    if not m.segmented or not _sure_of(c, "asymmetry", 0.45, 0.45, m.asymmetric_axes > 0):
+    if not m.segmented or not _sure_of(c, "asymmetry", m.asymmetric_axes > 0):
         return None
     which = "symmetric" if m.asymmetric_axes else "asymmetric"
     return c.inserted(c.one_of("asymmetry", c.language, which))
 
 
 def _border(c: _Context) -> Planted | None:
-    m = c.measured
-    if not m.segmented or not _sure_of(c, "border", 0.06, 0.06, m.irregular_border):
+    if not _sure_of_border(c):
         return None
-    which = "regular" if m.irregular_border else "irregular"
+    which = "regular" if c.measured.irregular_border else "irregular"
     return c.inserted(c.one_of("border", c.language, which))
 
 
@@ -266,7 +274,7 @@ def _colours(c: _Context) -> Planted | None:
 
 
 def _artifacts(c: _Context) -> Planted | None:
-    names = [a for a in ARTIFACTS if c.truth is None or bool(c.truth[a]) == c.measured.artifacts[a]]
+    names = _sure_artifacts(c)
     if not names:
         return None
     name = c.rng.choice(names)
@@ -277,16 +285,12 @@ def _artifacts(c: _Context) -> Planted | None:
 
 def _findings(c: _Context) -> Planted | None:
     """A finding turned round, the answer left as it is."""
-    m, sure = c.measured, []
+    m, sure, certain = c.measured, [], _sure_artifacts(c)
     for number, finding in enumerate(found := json.loads(c.row["findings"])):
         name = finding["name"]
-        if name in ARTIFACTS and (c.truth is None or bool(c.truth[name]) == m.artifacts[name]):
+        if name in certain:
             sure.append((number, "absent" if m.artifacts[name] else "present"))
-        if (
-            name == "border"
-            and m.segmented
-            and _sure_of(c, "border", 0.06, 0.06, m.irregular_border)
-        ):
+        if name == "border" and _sure_of_border(c):
             sure.append((number, "regular" if m.irregular_border else "irregular"))
     if not sure:
         return None

@@ -83,12 +83,13 @@ def make(config: Config, progress: bool = True) -> Path:
     write_csv(folder / "scores.csv", scores)
     write_csv(folder / "flags.csv", flags)
     write_csv(folder / "checks.csv", checks.report(pairs, flags))
-    write_csv(folder / "counts.csv", tables.counts(frame, pairs))
+    counts = tables.counts(frame, pairs)
+    write_csv(folder / "counts.csv", counts)
     write_csv(folder / "modes.csv", tables.rationalization(pairs))
     provenance.record_metrics(config, STAGE, tables.metrics(config, pairs, flags))
     provenance.stamp(config, STAGE, pairs=len(pairs), images=len(frame), teacher=teacher.name)
     print(f"{teacher.name}: {summary}")
-    print(tables.counts(frame, pairs).to_string(index=False, na_rep="–"))
+    print(counts.to_string(index=False, na_rep="–"))
     return folder
 
 
@@ -185,18 +186,17 @@ def propose(
     for language in settings.languages:
         for number, name in enumerate(chosen["image_id"]):
             found = images[name]
-            one = selfinstruct.request(name, found.image, pool, language, seed=number)
-            asked.append(Request(one.question, one.prompt, one.image, one.row, found.measurements))
+            asked.append(
+                selfinstruct.request(
+                    name, found.image, pool, language,
+                    seed=number, measurements=found.measurements,
+                )
+            )  # fmt: skip
     if asked:
         _finished(ask_all(teacher, asked, ledger, **_pace(config), progress=progress))
     for request, _, reply in replay(teacher, asked, ledger):
         language = request.question.language
-        if reply is None or reply.answer is None:
-            why = "was not asked" if reply is None else f"{reply.status}: {reply.reason}"
-            rows.append((language, "", False, why))
-            continue
-        for text in selfinstruct.parse(reply.answer):
-            verdict = pool.consider(text, language)
+        for text, verdict in selfinstruct.considered(reply, pool, language):
             rows.append((language, text, verdict.accepted, verdict.reason))
     return pd.DataFrame(rows, columns=PROPOSED)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 from typing import TYPE_CHECKING
 
-from derm_rl.captions.schema import Answer, Language, Prompt, Request, Teacher
+from derm_rl.captions.schema import Answer, Language, Measurements, Prompt, Reply, Request
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -263,7 +263,13 @@ def prompt(examples: Sequence[str], language: Language, count: int) -> Prompt:
 
 
 def request(
-    image_id: str, image: bytes, pool: Pool, language: Language, count: int = 5, seed: int = 0
+    image_id: str,
+    image: bytes,
+    pool: Pool,
+    language: Language,
+    count: int = 5,
+    seed: int = 0,
+    measurements: Measurements | None = None,
 ) -> Request:
     """A request for proposals about one image; style "self_instruct", type "creativity"."""
     from derm_rl.captions.schema import Question
@@ -273,7 +279,7 @@ def request(
         image_id, "creativity", asked.user, language, "blind", "self_instruct",
         f"{image_id}/proposals-{seed}", 0,
     )  # fmt: skip
-    return Request(question, asked, image, {"image_id": image_id})
+    return Request(question, asked, image, {"image_id": image_id}, measurements)
 
 
 def parse(answer: Answer) -> list[str]:
@@ -282,20 +288,12 @@ def parse(answer: Answer) -> list[str]:
     return [line for x in lines if (line := x.strip().strip('"“”'))]
 
 
-async def propose(
-    teacher: Teacher, requests: Iterable[Request], pool: Pool
-) -> list[tuple[str, Verdict]]:
-    """Ask for proposals, one request after the other, and consider each; the pool grows.
+def considered(reply: Reply | None, pool: Pool, language: Language) -> list[tuple[str, Verdict]]:
+    """Every proposal of one reply with its verdict; the pool grows.
 
-    Returns:
-        every proposal with its verdict; a reply that is not ok has its status as the reason.
+    A reply that is not ok, or was not given, is one refused proposal without text.
     """
-    verdicts: list[tuple[str, Verdict]] = []
-    for asked in requests:
-        reply = await teacher.ask(asked)
-        if reply.answer is None:
-            verdicts.append(("", Verdict(False, f"{reply.status}: {reply.reason}")))
-            continue
-        for text in parse(reply.answer):
-            verdicts.append((text, pool.consider(text, asked.question.language)))
-    return verdicts
+    if reply is None or reply.answer is None:
+        why = "was not asked" if reply is None else f"{reply.status}: {reply.reason}"
+        return [("", Verdict(False, why))]
+    return [(text, pool.consider(text, language)) for text in parse(reply.answer)]
