@@ -51,6 +51,19 @@ def _config(
     return config
 
 
+@contextmanager
+def _clear_errors(*mendable: type[Exception]) -> Iterator[None]:
+    """What a user can mend is one line, not a traceback; so is Ctrl-C."""
+    try:
+        yield
+    except mendable as error:
+        typer.echo(f"derm-rl: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("derm-rl: interrupted; the same command continues", err=True)
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def reproduce(
     preset: Preset = "demo",
@@ -80,14 +93,8 @@ def reproduce(
     from derm_rl.reproduce import ReproduceError, run
 
     config = _config(preset, overrides, data_root)
-    try:
+    with _clear_errors(ReproduceError, MissingArtifact):
         run(config, only=only, start=start, jobs=jobs)
-    except (ReproduceError, MissingArtifact) as error:
-        typer.echo(f"derm-rl: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("derm-rl: interrupted; the same command continues", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -154,7 +161,7 @@ def fetch(
     from derm_rl import paths
     from derm_rl.data import fetch as downloads
 
-    try:
+    with _clear_errors(downloads.FetchError):
         known = downloads.read_registry(registry or downloads.REGISTRY)
         about, listing = downloads.select(source, known)
         folder = to or paths.RUNS / "sources" / about.name
@@ -170,12 +177,6 @@ def fetch(
         if not accept_licence:
             typer.confirm(f"Do you accept the licence, {about.licence}?", abort=True)
         done = downloads.fetch(listing, folder)
-    except downloads.FetchError as error:
-        typer.echo(f"derm-rl: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("derm-rl: interrupted; the same command continues", err=True)
-        raise typer.Exit(130) from None
     new = sum(state == "fetched" for state in done.values())
     typer.echo(f"{new} files fetched, {len(done) - new} were there: {folder}")
 
@@ -185,6 +186,7 @@ captions = typer.Typer(
     help="Image-text pairs beside the notebooks: what asking would cost, batch files, ledgers.",
 )
 app.add_typer(captions, name="captions")
+_MENDABLE = (ValueError, OSError, RuntimeError)  # of files, settings, ledgers and teachers
 
 
 @captions.command()
@@ -206,7 +208,7 @@ def estimate(
     from derm_rl.captions import pairs
 
     config = _config(preset, overrides, data_root, real_images=False)
-    with _clear_errors():
+    with _clear_errors(*_MENDABLE):
         typer.echo(f"{config.captions.teacher}: {pairs.dry_run(config, price)}")
 
 
@@ -224,7 +226,7 @@ def write_batch(
     from derm_rl.captions import batch, pairs
 
     config = _config(preset, overrides, data_root, real_images=False)
-    with _clear_errors(), pairs.opened(config) as (teacher, asked, ledger):
+    with _clear_errors(*_MENDABLE), pairs.opened(config) as (teacher, asked, ledger):
         files = batch.write_requests(teacher, asked, ledger, to)
     typer.echo("\n".join(map(str, files)) or "every request is answered: nothing to write")
 
@@ -243,7 +245,7 @@ def read_batch(
     from derm_rl.captions.ledger import Ledger
 
     config = _config(preset, overrides, real_images=False)
-    with _clear_errors(), Ledger(pairs.ledger_path(config)) as ledger:
+    with _clear_errors(*_MENDABLE), Ledger(pairs.ledger_path(config)) as ledger:
         typer.echo(batch.read_results(results, ledger, requests, pairs.provider(config)))
 
 
@@ -256,21 +258,8 @@ def merge_ledgers(
     from derm_rl.captions import pairs
     from derm_rl.captions.ledger import merge
 
-    with _clear_errors():
+    with _clear_errors(*_MENDABLE):
         typer.echo(merge(pairs.ledger_path(_config(preset, real_images=False)), *others))
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What a user can mend is one line, not a traceback."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        typer.echo(f"derm-rl: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("derm-rl: interrupted; the same command continues", err=True)
-        raise typer.Exit(130) from None
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from derm_rl import config, paths
-from derm_rl.caption_settings import SOURCES
-from derm_rl.captions import pairs, release, review, sources, store
+from derm_rl.caption_settings import LANGUAGES, SOURCES
+from derm_rl.captions import pairs, questions, release, review, sources, store
 from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.schema import PAIR_COLUMNS, Answer, Reply
 from derm_rl.captions.verdicts import Store as Verdicts
@@ -48,8 +48,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_settings_know_every_source():
+def test_settings_know_every_source_and_language():
     assert set(SOURCES) == set(open_access.SOURCES)
+    assert LANGUAGES == questions.LANGUAGES
 
 
 @pytest.mark.parametrize(

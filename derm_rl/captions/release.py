@@ -5,6 +5,7 @@ Without any verdict there is a release all the same, and its card says that nobo
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,8 +203,6 @@ def validate(folder: Path) -> dict[str, Any]:
     if metadata.ctx.issues.errors:
         raise ValueError(f"{folder / 'croissant.json'}: {metadata.ctx.issues.report()}")
     del opened
-    import shutil
-
     shutil.rmtree(cache, ignore_errors=True)
     card = read_json(folder / "croissant.json")
     return {

@@ -16,6 +16,7 @@ from functools import cache
 from random import Random
 from typing import TYPE_CHECKING
 
+from derm_rl.captions.checks.duplicates import bound
 from derm_rl.captions.schema import Answer, Language, Measurements, Prompt, Reply, Request
 
 if TYPE_CHECKING:
@@ -218,8 +219,7 @@ class Pool:
         for other in self.texts.get(language, []):
             # The common subsequence is at most what both have; it is dear to compute.
             others = Counter(tokenizer.tokenize(other))
-            bound = 2 * (counts & others).total() / max(1, counts.total() + others.total())
-            if bound >= self.threshold:
+            if bound(counts, others) >= self.threshold:
                 score = rouge_l(text, other, language)
                 if score >= self.threshold:
                     return other, score

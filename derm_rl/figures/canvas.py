@@ -96,6 +96,11 @@ def plain(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def note(config: Config) -> str:
-    """Addition to a title on every page that shows the phantom."""
-    return f" ({PHANTOM})" if config.data.source == "phantom" else ""
+def note(config: Config, sources: Sequence[str] | None = None) -> str:
+    """Addition to a title on every page that shows the phantom.
+
+    Args:
+        sources: of the images shown; default: that of stage 01.
+    """
+    shown = [config.data.source] if sources is None else sources
+    return f" ({PHANTOM})" if "phantom" in shown else ""

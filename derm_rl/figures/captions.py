@@ -16,11 +16,11 @@ from derm_rl.captions import pairs as stage
 from derm_rl.captions import release, sources
 from derm_rl.captions.agreement import wilson
 from derm_rl.captions.schema import ARTIFACTS, QUESTION_TYPES
+from derm_rl.figures import canvas
 from derm_rl.figures.canvas import (
     AFTER,
     BEFORE,
     COLOURS,
-    PHANTOM,
     Picture,
     axes,
     plain,
@@ -39,8 +39,7 @@ NOTABLE = ("asymmetric", "irregular border", "three colours or more", *ARTIFACTS
 
 
 def note(config: Config) -> str:
-    """Addition to a title on every page that shows the phantom."""
-    return f" ({PHANTOM})" if "phantom" in config.captions.sources else ""
+    return canvas.note(config, config.captions.sources)
 
 
 def label(kind: str) -> str:
