@@ -188,6 +188,7 @@ def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
             state = torch.load(candidate, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             problem = f"unreadable checkpoint ({error})"
+            candidate.unlink(missing_ok=True)  # or the next save would put it over the one before
         if state.get("belongs_to") == belongs_to:
             return state
         print(f"{candidate}: {problem}; not used", file=sys.stderr)

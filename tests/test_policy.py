@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from derm_rl.ddpo import policy
 from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, normalize
 from derm_rl.ddpo.loss import clipped_surrogate, gaussian_kl
+from derm_rl.ddpo.update import output_gradient
 
 KINDS = ("epsilon", "v_prediction", "sample")
 
@@ -202,3 +203,15 @@ def test_the_surrogate_in_closed_form():
     tiny = torch.tensor([1e-4, -3e-5, 1e-7])  # float32 cannot tell these ratios from their logs
     found = clipped_surrogate(tiny, torch.zeros(3), advantage, 0.2).approx_kl
     torch.testing.assert_close(found, tiny.double() ** 2 / 2, rtol=1e-3, atol=0)
+
+
+def test_the_logged_gradient_is_that_of_the_models_output():
+    steps = policy.ddim_steps(scheduler_of(), 5, 1.0)
+    k, output = torch.arange(4), torch.randn(4, 4, 3, 3, requires_grad=True)
+    mean = policy.step_mean(steps, k, torch.randn(4, 4, 3, 3), output)
+    score = policy.log_prob(torch.randn(4, 4, 3, 3), mean, steps.sigma[k])
+    loss = clipped_surrogate(score, score.detach(), torch.tensor([2.0, -1.0, 0.5, 0.0]), 0.1).loss
+    found = output_gradient(loss, mean, steps.mean_out[k])
+    (expected,) = torch.autograd.grad(loss.sum(), output)
+    torch.testing.assert_close(found, expected.flatten(1).norm(dim=1))
+    assert (found[:3] > 0).all() and found[3] == 0

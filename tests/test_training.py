@@ -9,6 +9,7 @@ from derm_rl import config, pipeline, prompts
 from derm_rl.ddpo import trainer
 from derm_rl.finetune import examples
 from derm_rl.finetune import train as finetune
+from derm_rl.training import load_checkpoint, previous, save_checkpoint
 
 
 class Interrupted(Exception):
@@ -96,6 +97,18 @@ def test_a_torn_or_foreign_checkpoint_is_said_and_not_used(
         progress=False,
     )
     assert "unreadable checkpoint" in capsys.readouterr().err
+
+
+def test_a_torn_checkpoint_never_takes_the_place_of_the_one_before(tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    for epoch in (1, 2):
+        save_checkpoint(path, {"epoch": epoch}, "mine")
+    path.write_bytes(path.read_bytes()[:100])
+    assert load_checkpoint(path, "mine")["epoch"] == 1
+    assert "unreadable checkpoint" in capsys.readouterr().err
+    save_checkpoint(path, {"epoch": 3}, "mine")
+    path.unlink()  # a kill between the two moves of a save leaves this
+    assert load_checkpoint(path, "mine")["epoch"] == 1 and previous(path).is_file()
 
 
 def test_ddpo_raises_a_reward_that_can_be_raised(tiny_pipeline_folder, tmp_path):

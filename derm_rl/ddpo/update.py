@@ -103,9 +103,10 @@ def update(
         k, a = trainable[choice[mine].flatten()], advantage[mine].repeat_interleave(per_image)
         size = settings.batch_size
         for i, j, weight in zip(image.split(size), k.split(size), a.split(size), strict=True):
-            loss, surrogate = loss_of(policy, batch, i, j, weight)
+            loss, surrogate, mean = loss_of(policy, batch, i, j, weight)
+            pull = output_gradient(loss, mean, steps.mean_out[j])
             accelerator.backward(loss.sum() / (len(part) * per_image))
-            tally.add(j, loss.detach(), surrogate)
+            tally.add(j, loss.detach(), surrogate, pull)
         if not norms:  # nothing has been updated yet
             deviation = check_on_policy(tally, accelerator, epoch)
         norms.append(apply_gradients(state, settings.max_grad_norm))
@@ -115,7 +116,8 @@ def update(
             at = {"epoch": epoch, "step": step, "timestep": int(steps.timestep[step])}
             state.steps.append(at | row)
     overall = means(sums.sum(0, keepdim=True))[0]
-    overall.pop("ratio", None)  # of all steps together it says nothing
+    for name in ("ratio", "output_grad_norm"):  # of all steps together they say nothing
+        overall.pop(name, None)
     skipped = int((advantage == 0).sum())
     return overall | {"on_policy_deviation": deviation, "skipped_images": skipped} | norm_row(norms)
 
@@ -153,33 +155,46 @@ def norm_row(norms: list[float]) -> dict[str, float]:
 
 def loss_of(
     policy: Policy, batch: Batch, image: Tensor, k: Tensor, advantage: Tensor
-) -> tuple[Tensor, Surrogate]:
-    """Loss (n,) of step ``k`` (n,) of ``image`` (n,): the surrogate, and what drifting costs."""
+) -> tuple[Tensor, Surrogate, Tensor]:
+    """Loss (n,) of step ``k`` (n,) of ``image`` (n,): the surrogate, and what drifting costs.
+
+    The third value is μ (n, C, h, w) of those steps, from which the gradient flows on.
+    """
     settings, steps = policy.settings, policy.steps
     now = policy.replay(batch, image, k)
     old = batch.log_probs[image, k]
     weight = steps.output_weight[k].to(old) if settings.step_weighting == "output" else 1.0
     surrogate = clipped_surrogate(now.log_prob, old, advantage, settings.clip_range, weight)
     if settings.kl_weight == 0:
-        return surrogate.loss, surrogate
+        return surrogate.loss, surrogate, now.mean
     with policy.reference():
         before = policy.replay(batch, image, k)
     drift = gaussian_kl(now.mean, before.mean, steps.sigma[k])
-    return surrogate.loss + settings.kl_weight * drift, surrogate
+    return surrogate.loss + settings.kl_weight * drift, surrogate, now.mean
+
+
+def output_gradient(loss: Tensor, mean: Tensor, mean_out: Tensor) -> Tensor:
+    """Norm (n,) of each pair's ∂loss/∂(model output): how hard a step pulls on the UNet.
+
+    The gradient of the weights is a sum over the steps of a pass and cannot be told apart; that of
+    the output can, and costs no pass: ∂loss/∂μ · ∂μ/∂out, with ``mean_out`` (n,) the latter.
+    """
+    (gradient,) = torch.autograd.grad(loss.sum(), mean, retain_graph=True)
+    return gradient.flatten(1).norm(dim=1) * mean_out.abs().to(gradient)
 
 
 class Tally:
-    """Sums by denoising step (K, 5): pairs, loss, ratio, clipped, approximate KL."""
+    """Sums by denoising step (K, 6): pairs, and of each pair what ``NAMES`` says."""
 
-    NAMES = ("loss", "ratio", "clip_fraction", "approx_kl")
+    NAMES = ("loss", "ratio", "clip_fraction", "approx_kl", "output_grad_norm")
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self.sums = torch.zeros(steps, 1 + len(self.NAMES), dtype=torch.float64, device=device)
         self.largest = torch.zeros((), device=device)  # |ratio - 1|
 
-    def add(self, k: Tensor, loss: Tensor, surrogate: Surrogate) -> None:
+    def add(self, k: Tensor, loss: Tensor, surrogate: Surrogate, pull: Tensor) -> None:
         values = [torch.ones_like(loss), loss, surrogate.ratio, surrogate.clipped]
-        rows = torch.stack([*values, surrogate.approx_kl], 1).to(self.sums)
+        rows = torch.stack([*values, surrogate.approx_kl, pull], 1).to(self.sums)
         self.sums.index_add_(0, k.to(rows.device), rows)
         self.largest = torch.maximum(self.largest, (surrogate.ratio - 1).abs().max())
 

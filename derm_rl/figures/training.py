@@ -151,7 +151,7 @@ def drift_panels(gap: Axes, look: Axes, log: pd.DataFrame, limits: AlarmConfig) 
 
 
 def ddpo_steps(config: Config) -> Picture | None:
-    """Clip fraction and KL of every denoising step, epoch by epoch: where the policy moves.
+    """Clip fraction, KL and gradient of every denoising step by epoch: where the policy moves.
 
     None under ``ddpo.direct_steps``, which has no ratio to clip.
     """
@@ -160,11 +160,16 @@ def ddpo_steps(config: Config) -> Picture | None:
     if config.ddpo.direct_steps:
         return None
     steps = read_csv(config.require(DDPO) / "steps.csv")
-    fig, (row,) = axes(1, 2, 5.2, 2.9, sharey=True)
-    for ax, column in zip(row, ("clip_fraction", "approx_kl"), strict=True):
+    fig, (row,) = axes(1, 3, 4.4, 2.9, sharey=True)
+    titles = {
+        "clip_fraction": "clip fraction",
+        "approx_kl": "approximate KL",
+        "output_grad_norm": "gradient norm at the UNet's output",
+    }
+    for ax, (column, title) in zip(row, titles.items(), strict=True):
         values = steps.pivot(index="timestep", columns="epoch", values=column)
         heatmap(values.sort_index(ascending=False), ax=ax, cmap="viridis", vmin=0)
-        ax.set(title=column.replace("_", " "), ylabel="timestep (noisy at the top)")
+        ax.set(title=title, ylabel="timestep (noisy at the top)")
         ax.tick_params(axis="y", labelsize=7, rotation=0)
     save_fig(fig, "ddpo_steps", steps, config)
     return fig
