@@ -1,23 +1,31 @@
 """What the DDPO engine's speed is worth, and where its time goes, on this machine.
 
     python benchmarks/ddpo.py recipes --seeds 0 1 2     the paper's recipe against the fast one
+    python benchmarks/ddpo.py options                   each option by itself, and together
     python benchmarks/ddpo.py speed                     share of the matmul peak, overhead, growth
 
 ``recipes`` trains the same pipeline from the same seeds with the same reward, once as published
 (50 steps, guidance, every timestep, LoRA in attention, two updates an epoch) and once with what
 this repository offers, and asks how many UNet passes, and how many seconds, the fast one needs to
-reach the APR at which the paper's ends. All ratios are within one run: machines are noisy.
-Both write into ``benchmarks/results``; ``ddpo_<device>.json`` holds what was measured last.
+reach the APR at which the paper's ends. The paper's recipe gets the best of several learning rates.
+``--jobs 2`` trains two at once, each on its share of the cores. ``options`` changes one thing of
+the paper's recipe at a time and says what an image then costs, not what is learned from it.
+
+All ratios are within one run: machines are noisy. Everything is written into
+``benchmarks/results``; ``ddpo_<device>.json`` holds what was measured last.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
+import os
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -28,6 +36,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from derm_rl import config as presets
 from derm_rl import pipeline, provenance, reproduce, rewards
@@ -41,82 +50,122 @@ from derm_rl.training import discard_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# 32 px images with 8 × 8 latents: small enough for 50 epochs of the paper's recipe.
+# 32 px images with 8 × 8 latents, 96 images an epoch: small enough for 50 epochs of the paper's
+# recipe in half an hour on one core.
 SMALL = ["image_size=32", "finetune.steps=600"]
 
 SHARED = {
-    "method": "lora", "images_per_prompt": 8, "prompts_per_epoch": None, "rewards": {"hard": 1.0},
-    "batch_size": 128, "eval_images_per_prompt": 8, "eval_inference_steps": 50,
-    "checkpoint_every": 1000, "mixed_precision": "bf16",
+    "method": "lora", "images_per_prompt": 8, "prompts_per_epoch": 12, "rewards": {"hard": 1.0},
+    "batch_size": 128, "eval_images_per_prompt": 4, "eval_inference_steps": 20,
+    "checkpoint_every": 5, "mixed_precision": "bf16",
 }  # fmt: skip
 PAPER = SHARED | {
     "lora_rank": 4, "lora_layers": "attention", "inference_steps": 50, "guidance_scales": [5.0],
     "learning_rate": 3e-4, "learning_rate_floor": 1.0, "clip_range": 1e-4, "updates_per_epoch": 2,
     "timestep_fraction": 1.0, "drop_last_steps": 0, "step_weighting": "none", "epochs": 50,
     "advantages": "running", "buffer_size": 32, "min_count": 16, "min_std": 0.0, "eval_every": 5,
+    "ema_decay": 0.0,
 }  # fmt: skip
 FAST = SHARED | {
     "lora_rank": 16, "lora_layers": "all", "inference_steps": 12, "guidance_scales": [1.0, 5.0],
     "learning_rate": 1.5e-3, "learning_rate_floor": 0.05, "clip_range": 1e-3,
     "updates_per_epoch": 4, "timestep_fraction": 1.0, "drop_last_steps": 2,
-    "step_weighting": "output", "epochs": 40, "advantages": "group", "min_std": 0.05,
-    "eval_every": 2,
+    "step_weighting": "output", "epochs": 48, "advantages": "group", "min_std": 0.05,
+    "eval_every": 3, "ema_decay": 0.95,
 }  # fmt: skip
 RECIPES = {"paper": PAPER, "fast": FAST}
 
+# What `options` changes in the paper's recipe, one at a time; TOGETHER takes those that pay.
+OPTIONS = {
+    "as published": {},
+    "12 steps": {"inference_steps": 12},
+    "window of 10 trained steps": {"stochastic_steps": 10},
+    "a fifth of the timesteps": {"timestep_fraction": 0.2},
+    "no guidance in training": {"guidance_scales": [1.0]},
+    "groups without spread skipped": {"advantages": "group", "min_std": 0.05},
+    "batches of 16, not 128": {"batch_size": 16},
+    "float32, not bfloat16": {"mixed_precision": "no"},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "channels_last": {"channels_last": True},
+    "torch.compile": {"compile": True},
+    "decoded in slices of 8": {"decode_batch_size": 8},
+    "reward in the background": {"background_reward": True},
+}
+TOGETHER = {
+    "12 steps, no guidance, spread, channels_last": {
+        "inference_steps": 12, "guidance_scales": [1.0], "advantages": "group", "min_std": 0.05,
+        "channels_last": True,
+    },
+}  # fmt: skip
 
-def prepared(seed: int) -> Config:
+
+def small(seed: int) -> Config:
+    """The preset of the comparison."""
+    return presets.load("demo", [*SMALL, *([f"seed={seed}"] if seed else [])])
+
+
+def prepare(seed: int) -> None:
     """Data, classifiers and stage 1 of the small setting."""
-    config = presets.load("demo", [*SMALL, *([f"seed={seed}"] if seed else [])])
     for stage in ("01", "02", "03"):
-        reproduce.run(config, only=stage)
-    return config
+        reproduce.run(small(seed), only=stage)
 
 
 def stage1(config: Config):
     return pipeline.load(config.require("03_finetune_stable_diffusion") / "pipeline")
 
 
+def images_of(settings: DDPOConfig, task: Task) -> int:
+    """Images an epoch."""
+    return (settings.prompts_per_epoch or len(task.texts)) * settings.images_per_prompt
+
+
+def trained_steps(settings: DDPOConfig, folder: Path) -> int:
+    """Steps of each image that an update runs through: those with noise, or a share of them."""
+    with_noise = read_csv(folder / "steps.csv")["step"].nunique()
+    return round(settings.timestep_fraction * (settings.stochastic_steps or with_noise))
+
+
 def unet_passes(
-    settings: DDPOConfig, guidance_scale: float, skipped: int, prompts: int, backward: int = 1
+    settings: DDPOConfig, guidance_scale: float, images: int, trained: int, backward: int = 1
 ) -> int:
-    """UNet passes of an epoch. A backward pass counts as ``backward`` more; one gives the paper's
-    300 an image: 50 steps, two for guidance, sampled, run forward again, and back."""
-    images = prompts * settings.images_per_prompt
+    """UNet passes of sampling ``images``, and of updating from ``trained`` pairs of image and step.
+
+    A backward pass counts as ``backward`` more; one gives the paper's 300 an image: 50 steps, two
+    for guidance, sampled, run forward again, and back.
+    """
     each = 2 if guidance_scale > 1 else 1
-    trained = round(
-        settings.timestep_fraction * (settings.inference_steps - settings.drop_last_steps)
-    )
-    return each * (
-        images * settings.inference_steps + (1 + backward) * (images - skipped) * trained
-    )
+    return each * (images * settings.inference_steps + (1 + backward) * trained)
 
 
-def learning_curve(config: Config, recipe: str, changes: dict, seed: int) -> pd.DataFrame:
+def learning_curve(recipe: str, changes: dict, seed: int) -> pd.DataFrame:
     """APR by the judge against UNet passes and seconds of sampling and updating, one row an
     evaluation; kept in ``runs``, so that a run that was broken off goes on."""
+    config = small(seed)
     settings = config.ddpo.model_copy(update=RECIPES[recipe] | changes)
     name = "-".join([recipe, *(f"{k}={v}" for k, v in changes.items()), str(seed)])
     folder = RUNS / "benchmark_ddpo" / name
     if not (folder / "curve.csv").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         task = trainer.task_of(config)
-        log = trainer.train(stage1(config), task, settings, folder, seed)
+        log = trainer.train(stage1(config), task, settings, folder, seed, progress=False)
         seconds = read_csv(folder / "timing.csv")
+        images, steps = images_of(settings, task), trained_steps(settings, folder)
         spent = [
-            unet_passes(settings, r.guidance_scale, r.skipped_images, len(task.texts))
+            unet_passes(settings, r.guidance_scale, images, steps * (images - r.skipped_images))
             for r in log.iloc[:-1].itertuples()
         ]
         log["unet_passes"] = np.cumsum([0, *spent])
         log["seconds"] = np.cumsum([0, *(seconds["seconds_sample"] + seconds["seconds_update"])])
-        images = settings.images_per_prompt * len(task.texts)
         log["images_per_second_rollout"] = images / seconds["seconds_sample"].median()
         log["images_per_second_update"] = images / seconds["seconds_update"].median()
         rows = log.dropna(subset="eval_judge_apr")
         columns = ["epoch", "unet_passes", "seconds", "eval_judge_apr", "eval_reward_hard",
                    "images_per_second_rollout", "images_per_second_update"]  # fmt: skip
         write_csv(folder / "curve.csv", rows[columns].assign(recipe=recipe, seed=seed))
-    return read_csv(folder / "curve.csv")
+    curve = read_csv(folder / "curve.csv")
+    minutes, apr = curve["seconds"].iloc[-1] / 60, curve["eval_judge_apr"]
+    print(f"{name}: {minutes:.1f} min, APR {apr.iloc[0]:.3f} to {apr.iloc[-1]:.3f}", flush=True)
+    return curve
 
 
 def reached(curve: pd.DataFrame, target: float, column: str) -> float:
@@ -126,38 +175,52 @@ def reached(curve: pd.DataFrame, target: float, column: str) -> float:
     return float(curve[column].iloc[above[0]]) if len(above) else float("nan")
 
 
-def compare(seeds: list[int], tune: list[float]) -> dict:
+def compare(seeds: list[int], tune: list[float], jobs: int) -> dict:
     """The paper's recipe at its best learning rate against the fast one; mean over seeds."""
-    configs = {seed: prepared(seed) for seed in seeds}
-    ends = {}
-    for rate in tune:  # on the first seed: 15 epochs show whether a rate learns
-        changes = {"learning_rate": rate, "epochs": 15}
-        curve = learning_curve(configs[seeds[0]], "paper", changes, seeds[0])
-        ends[rate] = float(curve["eval_judge_apr"].iloc[-2:].mean())
-    rate = max(ends, key=ends.get) if ends else PAPER["learning_rate"]
-    curves, rows = [], []
-    for seed, config in configs.items():
-        paper = learning_curve(config, "paper", {"learning_rate": rate}, seed)
-        fast = learning_curve(config, "fast", {}, seed)
-        curves += [paper, fast]
-        target = float(paper["eval_judge_apr"].iloc[-3:].mean())
-        rows.append(
-            {"seed": seed, "paper_start": paper["eval_judge_apr"].iloc[0], "paper_end": target}
-            | {
-                f"{what}_ratio": paper[column].iloc[-1] / reached(fast, target, column)
-                for what, column in (("unet_passes", "unet_passes"), ("wall_time", "seconds"))
-            }
-        )
-    table = pd.DataFrame(rows)
-    write_csv(RESULTS / f"ddpo_{DEVICE}_curves.csv", pd.concat(curves))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # of the workers
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        list(pool.map(prepare, seeds))
+        # On the first seed: 10 epochs show whether a rate learns.
+        rates = {
+            rate: pool.submit(
+                learning_curve, "paper", {"learning_rate": rate, "epochs": 10}, seeds[0]
+            )
+            for rate in tune
+        }
+        fast = {seeds[0]: pool.submit(learning_curve, "fast", {}, seeds[0])}
+        ends = {k: float(v.result()["eval_judge_apr"].iloc[-2:].mean()) for k, v in rates.items()}
+        rate = max(ends, key=ends.get) if ends else PAPER["learning_rate"]
+        changes = {"learning_rate": rate}
+        paper = {seed: pool.submit(learning_curve, "paper", changes, seed) for seed in seeds}
+        fast |= {seed: pool.submit(learning_curve, "fast", {}, seed) for seed in seeds[1:]}
+        pairs = {seed: (paper[seed].result(), fast[seed].result()) for seed in seeds}
+    table = pd.DataFrame([{"seed": seed} | ratios(*pair) for seed, pair in pairs.items()])
+    write_csv(
+        RESULTS / f"ddpo_{DEVICE}_curves.csv",
+        pd.concat([curve for pair in pairs.values() for curve in pair]),
+    )
     write_csv(RESULTS / f"ddpo_{DEVICE}_recipes.csv", table)
     print(table.to_string(index=False))
     return {
         "seeds": seeds,
+        "jobs": jobs,
         "paper_learning_rates_tried": {f"{k:g}": v for k, v in ends.items()},
         "paper_learning_rate": rate,
         "unet_passes_ratio": mean_or_none(table["unet_passes_ratio"]),
         "wall_time_ratio": mean_or_none(table["wall_time_ratio"]),
+    }
+
+
+def ratios(paper: pd.DataFrame, fast: pd.DataFrame) -> dict[str, float]:
+    """Where the paper's recipe ends, and how much less the fast one spends to get there."""
+    end = float(paper["eval_judge_apr"].iloc[-3:].mean())
+    return {
+        "start": paper["eval_judge_apr"].iloc[0],
+        "paper_end": end,
+        "fast_end": fast["eval_judge_apr"].iloc[-3:].mean(),
+        "unet_passes_ratio": paper["unet_passes"].iloc[-1] / reached(fast, end, "unet_passes"),
+        "wall_time_ratio": paper["seconds"].iloc[-1] / reached(fast, end, "seconds"),
     }
 
 
@@ -236,7 +299,7 @@ def epoch_time(pipe, task: Task, settings: DDPOConfig) -> dict[str, float]:
         ):
             timed = clock.around(getattr(owner, name))
             patches.enter_context(mock.patch.object(owner, name, timed))
-        trainer.train(
+        log = trainer.train(
             pipe, task, settings, folder, 0, progress=False,
             callback=lambda row: marks.append((passes.seconds, rest.seconds)),
         )  # fmt: skip
@@ -245,11 +308,13 @@ def epoch_time(pipe, task: Task, settings: DDPOConfig) -> dict[str, float]:
     unet, models = (marks[-1][i] - marks[-2][i] for i in (0, 1))
     # Full fine-tuning: a backward pass is two forward ones, for activations and for weights. With
     # adapters the weights need none; run again under checkpointing, it is not counted.
-    scale, prompts = settings.guidance_scales[0], len(task.texts)
+    scale, images = settings.guidance_scales[0], images_of(settings, task)
     backward = 2 if settings.method == "full" else 1
-    forwards = unet_passes(settings, scale, 0, prompts, backward=backward)
-    images = prompts * settings.images_per_prompt
+    trained = (images - int(log["skipped_images"].iloc[-2])) * trained_steps(settings, folder)
+    forwards = unet_passes(settings, scale, images, trained, backward)
     return {
+        "images": images,
+        "unet_passes": forwards,
         "seconds": seconds,
         "unet_seconds": unet,
         "overhead": (seconds - unet - models) / seconds,
@@ -257,6 +322,35 @@ def epoch_time(pipe, task: Task, settings: DDPOConfig) -> dict[str, float]:
         "images_per_second_rollout": images / timing["seconds_sample"].iloc[-1],
         "images_per_second_update": images / timing["seconds_update"].iloc[-1],
     }
+
+
+def options(prompts: int = 8, images: int = 4) -> dict:
+    """What an image costs with each of ``OPTIONS``, in the second epoch of a training."""
+    prepare(0)
+    config = small(0)
+    task = trainer.task_of(config)
+    plain = config.ddpo.model_copy(
+        update=PAPER | {"epochs": 2, "prompts_per_epoch": prompts, "images_per_prompt": images,
+                        "min_count": 1, "eval_every": 1000, "eval_images_per_prompt": 1,
+                        "eval_inference_steps": 4}
+    )  # fmt: skip
+    rows = []
+    for name, changes in tqdm({**OPTIONS, **TOGETHER}.items(), desc="options"):
+        found = epoch_time(stage1(config), task, plain.model_copy(update=changes))
+        rows.append(
+            {
+                "option": name,
+                "unet_passes_per_image": found["unet_passes"] / found["images"],
+                "seconds_per_image": found["seconds"] / found["images"],
+                "images_per_second_rollout": found["images_per_second_rollout"],
+                "images_per_second_update": found["images_per_second_update"],
+            }
+        )
+    table = pd.DataFrame(rows)
+    table["speedup"] = table["seconds_per_image"].iloc[0] / table["seconds_per_image"]
+    write_csv(RESULTS / f"ddpo_{DEVICE}_options.csv", table)
+    print(table.to_string(index=False))
+    return {"speedup": dict(zip(table["option"], table["speedup"], strict=True))}
 
 
 def speed() -> dict:
@@ -294,17 +388,22 @@ def speed() -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("recipes", "speed"))
+    parser.add_argument("what", choices=("recipes", "options", "speed"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--tune", type=float, nargs="*", default=[3e-4, 1e-3, 3e-3],
         help="learning rates of the paper's recipe to try first (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, help="of recipes: trainings at once")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"ddpo_{DEVICE}.json"
-    recipes = arguments.what == "recipes"
-    found = compare(arguments.seeds, arguments.tune) if recipes else speed()
+    work = {
+        "recipes": lambda: compare(arguments.seeds, arguments.tune, arguments.jobs),
+        "options": options,
+        "speed": speed,
+    }
+    found = work[arguments.what]()
     facts = {
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name()

@@ -37,13 +37,34 @@ def test_a_variant_of_the_gpu_benchmark_is_measured(
     assert row["images_per_second_rollout"] > row["images_per_second_update"] > 0
 
 
-def test_unet_passes_are_the_papers_300_an_image(benchmark):
+def test_unet_passes_are_the_papers_300_an_image(benchmark, tmp_path):
     from derm_rl.config import load
 
     ddpo = benchmark["ddpo"]
     paper = load("smoke").ddpo.model_copy(update=ddpo.PAPER)
-    one = paper.model_copy(update={"images_per_prompt": 1})
-    assert ddpo.unet_passes(one, 5.0, 0, 1) == 300
+    assert ddpo.unet_passes(paper, 5.0, images=1, trained=50) == 300
+    assert ddpo.unet_passes(paper, 1.0, images=2, trained=0) == 100  # two without advantage
+    steps = pd.DataFrame({"epoch": [0, 0, 1, 1], "step": [0, 1, 0, 1]})
+    steps.to_csv(tmp_path / "steps.csv", index=False)
+    half = paper.model_copy(update={"timestep_fraction": 0.5})
+    assert ddpo.trained_steps(paper, tmp_path) == 2 and ddpo.trained_steps(half, tmp_path) == 1
+
+
+def test_ratios_say_what_the_paper_spends_and_the_fast_one_does_not(benchmark):
+    def curve(apr, passes):
+        at = np.arange(len(apr))
+        return pd.DataFrame(
+            {"eval_judge_apr": apr, "unet_passes": passes * at, "seconds": 2.0 * passes * at}
+        )
+
+    paper = curve([0.2, 0.4, 0.6, 0.6, 0.6], 100)
+    found = benchmark["ddpo"].ratios(paper, curve([0.2, 0.6, 0.7, 0.8], 10))
+    assert found["paper_end"] == pytest.approx(0.6)
+    assert found["unet_passes_ratio"] == pytest.approx(400 / 30)  # there at the mean of 0.6 to 0.8
+    assert found["wall_time_ratio"] == pytest.approx(400 / 30)
+    never = benchmark["ddpo"].ratios(paper, curve([0.2, 0.3, 0.3], 10))
+    assert np.isnan(never["unet_passes_ratio"])
+    assert benchmark["ddpo"].mean_or_none(pd.Series([2.0, never["unet_passes_ratio"]])) is None
 
 
 def test_where_a_curve_reaches_a_target(benchmark):
