@@ -1,0 +1,84 @@
+"""What the DDPO engine's benchmarks measured: drawn from ``benchmarks/results``, trains nothing.
+
+Numbers of one machine, one run each (``benchmarks/ddpo.py``), and not of the preset whose notebook
+shows them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from derm_rl.figures.canvas import AFTER, BEFORE, COLOURS, PHANTOM, Picture, axes, plain, save_fig
+from derm_rl.io import read_csv, read_json
+from derm_rl.paths import ROOT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from derm_rl.config import Config
+
+RESULTS = ROOT / "benchmarks/results"
+RECIPES = {"paper": (BEFORE, "the paper's recipe"), "fast": (AFTER, "the fast recipe")}
+
+
+def ddpo_recipes(config: Config, device: str = "cpu") -> Picture:
+    """APR by the judge against what it cost, for the paper's recipe and the fast one."""
+    curves = read_csv(RESULTS / f"ddpo_{device}_curves.csv")
+    facts = read_json(RESULTS / f"ddpo_{device}.json")["recipes"]
+    curves["minutes"] = curves["seconds"] / 60
+    curves["unet_passes_millions"] = curves["unet_passes"] / 1e6
+    fig, (row,) = axes(1, 2, 4.6, 3.2, sharey=True)
+    for ax, (column, label, ratio) in zip(
+        row,
+        (
+            ("unet_passes_millions", "UNet passes (millions)", "unet_passes_ratio"),
+            ("minutes", "minutes of sampling and updating", "wall_time_ratio"),
+        ),
+        strict=True,
+    ):
+        _learning_curves(ax, curves, column)
+        said = "not reached" if facts[ratio] is None else f"{facts[ratio]:.1f} × less"
+        ax.set(xlabel=label, title=f"to the APR at which the paper's ends: {said}")
+        ax.title.set_fontsize(9)
+        plain(ax)
+    row[0].set_ylabel("APR by the judge")
+    row[0].legend(fontsize=8, loc="lower right")
+    fig.suptitle(
+        f"32 px, seeds {', '.join(map(str, facts['seeds']))}; {facts['date']}, commit "
+        f"{facts['commit']} ({PHANTOM})",
+        fontsize=8,
+    )
+    save_fig(fig, "ddpo_recipes", curves, config)
+    return fig
+
+
+def _learning_curves(ax: Axes, curves: pd.DataFrame, column: str) -> None:
+    """Each seed thin, the mean of the seeds thick, by epoch."""
+    for recipe, (colour, label) in RECIPES.items():
+        rows = curves[curves["recipe"] == recipe]
+        for _, one in rows.groupby("seed"):
+            ax.plot(one[column], one["eval_judge_apr"], color=colour, alpha=0.4, linewidth=0.8)
+        mean = rows.groupby("epoch")[[column, "eval_judge_apr"]].mean()
+        ax.plot(mean[column], mean["eval_judge_apr"], color=colour, linewidth=2.2, label=label)
+
+
+def ddpo_options(config: Config, device: str = "cpu") -> Picture:
+    """How much less an image costs with each option alone, and with those that pay together."""
+    table = read_csv(RESULTS / f"ddpo_{device}_options.csv")
+    facts = read_json(RESULTS / f"ddpo_{device}.json")["options"]
+    fig, ((ax,),) = axes(1, 1, 7.0, 3.6)
+    bars = ax.barh(table["option"], table["speedup"], color=COLOURS[0])
+    ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+    ax.axvline(1, color=BEFORE, linestyle="--", linewidth=0.8)
+    ax.invert_yaxis()
+    ax.set(
+        xlabel="images a second, over those of the paper's recipe",
+        title=f"one change at a time; {facts['device']}, {facts['date']}, commit {facts['commit']}",
+    )
+    ax.title.set_fontsize(8)
+    ax.tick_params(axis="y", labelsize=8)
+    plain(ax)
+    save_fig(fig, "ddpo_options", table, config)
+    return fig
