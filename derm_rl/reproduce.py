@@ -245,6 +245,8 @@ class _Runner:
             merged["reproduce.minutes"] = provenance.metric(self.config, minutes)
             merged["reproduce.peak_memory_gb"] = provenance.metric(self.config, peak)
         file = self.config.figures_dir / "metrics.json"
+        if not complete and file.is_file():  # numbers of stages not run here stay, as figures do
+            merged = read_json(file) | merged
         if merged and (self.ran or _stale(file, merged)):
             write_json(file, merged)
         _headline(merged)

@@ -114,6 +114,20 @@ def test_metrics_of_all_stages_are_merged(project):
     assert 0.05 < merged["reproduce.peak_memory_gb"]["value"] < 10
 
 
+def test_one_stage_alone_loses_no_number_of_the_others(project):
+    entry = {k: None for k in ("low", "high", "n", "seeds", "preset", "commit", "csv")}
+    metrics = json.dumps({"a.b": entry | {"value": 1.0}})
+    code = code_of("01_data", "one") + f"(d / 'metrics.json').write_text({metrics!r})\n"
+    write_notebook(project, "01_data", code)
+    file = config.load("smoke").figures_dir / "metrics.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before = {"a.b": entry | {"value": 0.0}, "c.d": entry | {"value": 2.0}}
+    file.write_text(json.dumps(before))
+    go(project, only="01")
+    now = json.loads(file.read_text())
+    assert {name: metric["value"] for name, metric in now.items()} == {"a.b": 1.0, "c.d": 2.0}
+
+
 def test_the_import_closure_follows_every_kind_of_import(tmp_path):
     package = tmp_path / "p"
     (package / "sub").mkdir(parents=True)
