@@ -37,7 +37,7 @@ SHOWN = [0, 1, 5, 9, 13, 20]  # prompts in the picture
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args().epochs
     demo = presets.load("demo")  # whose stages 01 to 03 serve as they are
     reproduce.run(demo, stages=reproduce.PIPELINE[:3])
