@@ -75,7 +75,7 @@ FAST = SHARED | {
 }  # fmt: skip
 RECIPES = {"paper": PAPER, "fast": FAST}
 
-# What `options` changes in the paper's recipe, one at a time; TOGETHER takes those that pay.
+# What `options` changes in the paper's recipe, one at a time; in the last row several together.
 # Without torch.compile, whose code for a CPU takes minutes to make; gpu.py measures it on CUDA.
 OPTIONS = {
     "as published": {},
@@ -90,8 +90,6 @@ OPTIONS = {
     "channels_last": {"channels_last": True},
     "decoded in slices of 8": {"decode_batch_size": 8},
     "reward in the background": {"background_reward": True},
-}
-TOGETHER = {
     "12 steps, no guidance, spread, channels_last": {
         "inference_steps": 12, "guidance_scales": [1.0], "advantages": "group", "min_std": 0.05,
         "channels_last": True,
@@ -106,7 +104,7 @@ def small(seed: int) -> Config:
 
 def prepare(seed: int) -> None:
     """Data, classifiers and stage 1 of the small setting."""
-    reproduce.run(small(seed), stages=reproduce.PIPELINE[:3])
+    reproduce.run(small(seed), until="03")
 
 
 def stage1(config: Config):
@@ -211,11 +209,11 @@ def compare(seeds: list[int], tune: list[float], jobs: int) -> dict:
         "jobs": jobs,
         "paper_learning_rates_tried": {f"{k:g}": v for k, v in ends.items()},
         "paper_learning_rate": rate,
-        "unet_passes_ratio": mean_or_none(table["unet_passes_ratio"]),
-        "wall_time_ratio": mean_or_none(table["wall_time_ratio"]),
+        "unet_passes_ratio": over_seeds(table["unet_passes_ratio"], "mean"),
+        "wall_time_ratio": over_seeds(table["wall_time_ratio"], "mean"),
         # A mean of ratios is ruled by a seed whose paper recipe ends hardly above its start.
-        "least_unet_passes_ratio": least_or_none(table["unet_passes_ratio"]),
-        "least_wall_time_ratio": least_or_none(table["wall_time_ratio"]),
+        "least_unet_passes_ratio": over_seeds(table["unet_passes_ratio"], "min"),
+        "least_wall_time_ratio": over_seeds(table["wall_time_ratio"], "min"),
         "images_per_second": {
             recipe: {
                 part: float(rows[f"images_per_second_{part}"].mean())
@@ -249,14 +247,9 @@ def ratios(paper: pd.DataFrame, fast: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def mean_or_none(values: pd.Series) -> float | None:
-    """Mean over seeds; None if one of them never got there."""
-    return None if values.isna().any() else float(values.mean())
-
-
-def least_or_none(values: pd.Series) -> float | None:
-    """The worst seed; None if one of them never got there."""
-    return None if values.isna().any() else float(values.min())
+def over_seeds(values: pd.Series, how: str) -> float | None:
+    """The mean, or the min, over seeds; None if one of them never got there."""
+    return None if values.isna().any() else float(values.agg(how))
 
 
 def best_seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -365,7 +358,7 @@ def options(prompts: int = 8, images: int = 4) -> dict:
                         "eval_inference_steps": 4}
     )  # fmt: skip
     rows = []
-    for name, changes in tqdm({**OPTIONS, **TOGETHER}.items(), desc="options"):
+    for name, changes in tqdm(OPTIONS.items(), desc="options"):
         found = epoch_time(stage1(config), task, plain.model_copy(update=changes))
         rows.append(
             {

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args().epochs
     demo = presets.load("demo")  # whose stages 01 to 03 serve as they are
-    reproduce.run(demo, stages=reproduce.PIPELINE[:3])
+    reproduce.run(demo, until="03")
     config = presets.load("demo", [*HACK, f"ddpo.epochs={epochs}"])
     pipe = pipeline.load(demo.require("03_finetune_stable_diffusion") / "pipeline")
     task = trainer.task_of(demo)

@@ -43,6 +43,7 @@ def run(
     config: Config,
     only: str | None = None,
     start: str | None = None,
+    until: str | None = None,
     jobs: int = 1,
     stages: Sequence[Stage] = PIPELINE,
     notebooks: Path | None = None,
@@ -52,6 +53,7 @@ def run(
     Args:
         only: run this stage, whatever its state, and no other.
         start: rerun this stage and all after it, whatever their state.
+        until: stop after this stage.
         jobs: stages to run at once where they do not need each other.
 
     Raises:
@@ -60,7 +62,9 @@ def run(
     notebooks = notebooks or paths.NOTEBOOKS
     runner = _Runner(config, stages, notebooks, jobs)
     forced = _forced(stages, only, start)
-    selected = [s for s in stages if only is None or s.name in forced]
+    names = [s.name for s in stages]
+    last = names.index(_named(until, names)) + 1 if until else None
+    selected = [s for s in stages[:last] if only is None or s.name in forced]
     for stage in selected:
         check_parameters(notebooks / f"{stage.name}.ipynb")
     if only:

@@ -64,7 +64,9 @@ def test_ratios_say_what_the_paper_spends_and_the_fast_one_does_not(benchmark):
     assert found["wall_time_ratio"] == pytest.approx(400 / 30)
     never = benchmark["ddpo"].ratios(paper, curve([0.2, 0.3, 0.3], 10))
     assert np.isnan(never["unet_passes_ratio"])
-    assert benchmark["ddpo"].mean_or_none(pd.Series([2.0, never["unet_passes_ratio"]])) is None
+    over_seeds = benchmark["ddpo"].over_seeds
+    assert over_seeds(pd.Series([2.0, never["unet_passes_ratio"]]), "mean") is None
+    assert over_seeds(pd.Series([2.0, 4.0]), "min") == 2.0
 
 
 def test_where_a_curve_reaches_a_target(benchmark):

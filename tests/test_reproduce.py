@@ -128,6 +128,17 @@ def test_one_stage_alone_loses_no_number_of_the_others(project):
     assert {name: metric["value"] for name, metric in now.items()} == {"a.b": 1.0, "c.d": 2.0}
 
 
+def test_a_run_until_a_stage_is_not_taken_for_a_whole_one(project):
+    metrics = json.dumps({"a.b": {"value": 1.0}})
+    code = code_of("01_data", "one") + f"(d / 'metrics.json').write_text({metrics!r})\n"
+    write_notebook(project, "01_data", code)
+    assert go(project, until="01") == ["01_data"]
+    file = config.load("smoke").figures_dir / "metrics.json"
+    assert set(json.loads(file.read_text())) == {"a.b"}  # no minutes of the whole
+    assert go(project) == ["02_reward_classifier"]
+    assert "reproduce.minutes" in json.loads(file.read_text())
+
+
 def test_the_import_closure_follows_every_kind_of_import(tmp_path):
     package = tmp_path / "p"
     (package / "sub").mkdir(parents=True)
