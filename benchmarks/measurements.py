@@ -27,6 +27,7 @@ from scipy.stats import spearmanr  # noqa: E402
 from derm_rl.captions.measure import measure, measure_all  # noqa: E402
 from derm_rl.captions.schema import ARTIFACTS, Measurements  # noqa: E402
 from derm_rl.data import ham10000, phantom  # noqa: E402
+from derm_rl.data.phantom_scene import drawn_shape  # noqa: E402
 from derm_rl.data.table import load_image  # noqa: E402
 from derm_rl.io import write_csv  # noqa: E402
 
@@ -94,9 +95,12 @@ def lesion_rows(paths: Sequence[str], found: Sequence[Measurements]) -> Iterator
     yield row("segmented", [True] * len(found), segmented, recall)
     counts = [len(s.colours) for s in scenes], [len(m.colours) for m in found]
     yield row("colour count within one", *counts, within_one)
-    for name in ("asymmetry", "border"):
+    drawn = np.array([drawn_shape(s) for s in scenes]).T
+    for name, true in zip(("asymmetry", "border"), drawn, strict=True):
         values = [getattr(m, name) or 0.0 for m in found]
-        yield row(f"{name} Spearman", [getattr(s, name) for s in scenes], values, spearman)
+        yield row(f"{name} Spearman", true, values, spearman)
+        steering = [getattr(s, name) for s in scenes]
+        yield row(f"{name} Spearman, with what steers the drawing", steering, values, spearman)
 
 
 def milliseconds(paths: Sequence[str]) -> dict:

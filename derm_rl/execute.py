@@ -56,10 +56,8 @@ class Papermill:
             threads = max(1, (os.cpu_count() or 1) // self.jobs)
             environment |= {"OMP_NUM_THREADS": str(threads)}
         command = [
-            *(sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"),
-            *("--cwd", str(notebook.parent), "--log-level", "ERROR"),
-            *("-y", json.dumps(dict(parameters))),  # JSON is YAML
-            *(str(notebook), str(copy)),
+            *(sys.executable, "-m", "derm_rl.execute"),
+            *(str(notebook), str(copy), json.dumps(dict(parameters))),
         ]
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -92,3 +90,23 @@ def _failure(stage: str, copy: Path, stderr: str) -> str:
                         f"  {output.ename}: {output.evalue}\n  executed copy: {copy}"
                     )
     return f"{stage}.ipynb could not be executed: {stderr.strip()[-1500:]}\n  copy: {copy}"
+
+
+def main() -> None:
+    """``python -m derm_rl.execute NOTEBOOK COPY PARAMETERS``, the last as JSON.
+
+    Not papermill's own command, which cannot be told to keep only the last state of a progress bar:
+    an executed copy would show each tick as a line.
+    """
+    import papermill
+
+    notebook, copy, parameters = sys.argv[1:]
+    papermill.execute_notebook(
+        notebook, copy, json.loads(parameters), kernel_name="python3",
+        cwd=str(Path(notebook).parent), progress_bar=False, log_output=False,
+        coalesce_streams=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -43,7 +43,7 @@ def phantoms():
 
 def exact(row):
     """Measurements as the truth has them."""
-    asymmetric, irregular = row["asymmetry"] > 0.45, row["border"] > 0.06
+    asymmetric, irregular = (row[n] > faults.SURE[n] for n in ("asymmetry", "border"))
     return Measurements(
         segmented=True, box=(0.2, 0.2, 0.8, 0.8), diameter=0.6, area=0.3,
         asymmetry=row["asymmetry"], asymmetric_axes=int(asymmetric) * 2, border=row["border"],
@@ -88,7 +88,8 @@ def test_contradictions_are_planted_only_where_measurement_and_truth_agree(phant
     pairs, images, known, truth = phantoms
     of_measurement = [k for k, c in faults.KINDS.items() if c == "measurement"]
     wrong = truth.assign(
-        asymmetry=1 - truth["asymmetry"].gt(0.45), border=0.2 * truth["border"].le(0.06),
+        asymmetry=0.2 * truth["asymmetry"].le(faults.SURE["asymmetry"]),
+        border=0.2 * truth["border"].le(faults.SURE["border"]),
         colours=truth["colours"] + 1, **{a: ~truth[a] for a in ARTIFACTS},
     )  # fmt: skip
     assert faults.plant(pairs, images, known, of_measurement, truth=wrong).empty

@@ -120,6 +120,8 @@ def test_the_truth_lists_what_was_drawn():
     assert isinstance(truth, pd.DataFrame) and len(truth) == 6
     assert (truth["n_colours"] == truth["colours"].map(len)).all()
     assert truth["asymmetry"].between(0, 1).all()
+    shapes = [phantom_scene.drawn_shape(phantom.scene_at(path)) for path in paths]
+    assert truth[["drawn_asymmetry", "drawn_border"]].to_numpy().tolist() == [*map(list, shapes)]
 
 
 def test_skin_lightness_falls_with_the_fitzpatrick_type():

@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from derm_rl.captions.agreement import wilson
@@ -37,7 +38,7 @@ KINDS = {
 }  # fmt: skip
 NAMES_JA = {"MEL": "悪性黒色腫", "NV": "色素性母斑"}
 OPPOSITE = {"MEL": "NV", "NV": "MEL"}
-SURE = {"asymmetry": 0.45, "border": 0.06}  # what was drawn counts as asymmetric, irregular
+SURE = {"asymmetry": 0.05, "border": 0.06}  # what was drawn counts as asymmetric, irregular
 PARTS = ("development", "held_out")
 MADE = ("schema", "length", "truncation", "near_duplicate")  # of no particular wording
 Planted = tuple[dict[str, Any], str]  # changed columns, and what was done
@@ -98,12 +99,14 @@ def plant(
 def truths(images: pd.DataFrame) -> pd.DataFrame:
     """What phantoms were drawn with: ``image_id, asymmetry, border, colours`` and the artifacts."""
     from derm_rl.data.phantom import scene_at
+    from derm_rl.data.phantom_scene import drawn_shape
 
     scenes = [scene_at(path) for path in images["path"]]
+    shapes = np.array([drawn_shape(s) for s in scenes]).reshape(-1, 2)
     rows = {
         "image_id": images["image_id"].to_numpy(),
-        "asymmetry": [s.asymmetry for s in scenes],
-        "border": [s.border for s in scenes],
+        "asymmetry": shapes[:, 0],
+        "border": shapes[:, 1],
         "colours": [len(s.colours) for s in scenes],
     }
     return pd.DataFrame(rows | {a: [a in s.artifacts for s in scenes] for a in ARTIFACTS})

@@ -1,8 +1,8 @@
 """What can be measured in one image of a skin lesion: the ABCD rule, skin tone, artifacts.
 
-- **A**, asymmetry: the lesion is mirrored at its two principal axes; an axis counts if shape or
-  colour differ (Stolz et al. 1994). The continuous score joins the unequal halves with the share of
-  the outline's Fourier descriptors that are odd, which is what is not the same on opposite sides.
+- **A**, asymmetry: the lesion is folded at its two principal axes; an axis counts if shape or
+  colour differ (Stolz et al. 1994). The continuous score is the share of its area that a fold
+  leaves uncovered, mean of both axes.
 - **B**, border: spread of the outline about the ellipse of the same second moments.
 - **C**, colours: which of the six dermoscopic colours cover a part of the lesion.
 - **D**, diameter: largest extent of the lesion, in image sides (no scale is known).
@@ -25,6 +25,7 @@ from scipy import ndimage
 from derm_rl.captions import artifacts
 from derm_rl.captions.schema import ARTIFACTS, COLOURS, Measurements
 from derm_rl.captions.segment import SIDE, Lesion, View, grown, segment, shrunk
+from derm_rl.data import shape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,6 @@ ANGLES = 128  # rays from the centre to the outline
 HIGHEST = 8  # order of the Fourier descriptors
 CLEAR = 20.0  # lesion to skin, in standard deviations of skin: an edge is exact from there on
 EDGE_OPACITY = 0.35  # of the lesion over skin
-ROUGHNESS = 0.03  # in mean radii: skin's texture alone moves an outline by about that
 AXIS_SHAPE = 0.11  # share of the lesion that a fold leaves uncovered, from which an axis counts
 AXIS_COLOUR = 9.0  # ΔE*ab between mirrored halves, on average, from which an axis counts
 IRREGULAR = 0.06  # spread of the outline in mean radii, from which a border is irregular
@@ -91,14 +91,14 @@ def measure(image: np.ndarray) -> Measurements:
         )  # fmt: skip
         return Measurements(**nothing, colours=(), **found)
     centre, matrix = moments(lesion.mask)
-    spread, odd = descriptors(outline(lesion, centre, matrix))
-    axes, halves = mirrored(lesion, centre, matrix)
+    radius = evened(outline(lesion, centre, matrix))
+    spread = shape.spread(radius)
     return Measurements(
         box=_box(lesion.mask),
         diameter=round(_diameter(lesion.mask), 4),
         area=round(float(lesion.mask.mean()), 4),
-        asymmetry=round(float(np.clip(0.75 * odd + 0.25 * halves, 0, 1)), 4),
-        asymmetric_axes=axes,
+        asymmetry=round(shape.fold_mismatch(radius), 4),
+        asymmetric_axes=asymmetric_axes(lesion, centre, matrix),
         border=round(spread, 4),
         irregular_border=bool(spread > IRREGULAR),
         colours=colours(lesion),
@@ -247,24 +247,18 @@ def _fit(radius: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return found[: HIGHEST + 1] + 1j * np.r_[0, found[HIGHEST + 1 :]]
 
 
-def descriptors(series: np.ndarray) -> tuple[float, float]:
-    """Spread of an outline (standard deviation in mean radii), and the odd share of it (0 to 1).
+def evened(series: np.ndarray) -> np.ndarray:
+    """Radius (ANGLES,) in mean radii, from the third order of an outline's Fourier series on.
 
-    Odd orders differ in sign on opposite sides of the lesion, even ones agree. What texture alone
-    would give is taken for even, so that a smooth outline is symmetric.
+    The first order shifts the centre, and the second is the ellipse, which is symmetric.
     """
-    orders = np.arange(3, HIGHEST + 1)  # the first shifts the centre, the second is the ellipse
-    power = np.abs(series[3:] / series[0].real) ** 2 / 2
-    odd = power[orders % 2 == 1].sum()
-    return float(np.sqrt(power.sum())), float(odd / (power.sum() + ROUGHNESS**2))
+    orders = np.arange(3, HIGHEST + 1)
+    waves = series[3:] @ np.exp(-1j * np.outer(orders, _ANGLE))
+    return 1 + waves.real / series[0].real
 
 
-def mirrored(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> tuple[int, float]:
-    """Number of principal axes (0, 1, 2) that are asymmetric, and how unequal the halves are.
-
-    The second is the mean over both axes of the part that a fold leaves uncovered and the colour
-    difference of what it covers, each relative to where it begins to count; 0 to 1.
-    """
+def asymmetric_axes(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> int:
+    """Number of principal axes (0, 1, 2) at which the halves differ in shape or in colour."""
     directions = matrix / np.linalg.norm(matrix, axis=0)
     points = np.argwhere(lesion.mask)[::2].astype(float) - centre
     stack = np.concatenate([lesion.mask[..., None], lesion.lab], -1).astype(np.float32)
@@ -272,18 +266,17 @@ def mirrored(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> tuple[in
         lesion.lab, (2, 2, 0), truncate=2
     )  # colours, not structures
     here = _sample(stack, points + centre)
-    count, unequal = 0, []
+    count = 0
     for axis in directions.T:
         folded = 2 * np.outer(points @ axis, axis) - points
         there = _sample(stack, folded + centre)
         one, other = here[:, 0] > 0.5, there[:, 0] > 0.5
-        shape = (one ^ other).sum() / (2 * max(1, one.sum()))
+        uncovered = (one ^ other).sum() / (2 * max(1, one.sum()))
         both = one & other
         off = np.linalg.norm(here[both, 1:] - there[both, 1:], axis=1)
         colour = float(off.mean()) if both.any() else 0.0
-        count += bool(shape > AXIS_SHAPE or colour > AXIS_COLOUR)
-        unequal.append(max(shape / AXIS_SHAPE, colour / AXIS_COLOUR))
-    return count, float(np.clip(np.mean(unequal) / 3, 0, 1))
+        count += bool(uncovered > AXIS_SHAPE or colour > AXIS_COLOUR)
+    return count
 
 
 def _sample(stack: np.ndarray, points: np.ndarray) -> np.ndarray:

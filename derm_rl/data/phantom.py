@@ -23,6 +23,7 @@ from derm_rl.data.phantom_scene import (
     SITES,
     Scene,
     draw_findings,
+    drawn_shape,
     lesion_index,
     scene,
 )
@@ -114,7 +115,9 @@ def truth(paths: Sequence[str]) -> pd.DataFrame:
     """All drawn parameters, one row per address: numbers as numbers, lists counted beside them."""
     rows = []
     for path in paths:
-        row = asdict(scene_at(path))
+        drawn = scene_at(path)
+        row = asdict(drawn)
+        row["drawn_asymmetry"], row["drawn_border"] = drawn_shape(drawn)
         for name in ("colours", "hairs", "bubbles", "ink", "globules", "streaks"):
             row[f"n_{name}"] = len(row[name])
         rows.append({"path": path, **row})

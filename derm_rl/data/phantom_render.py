@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import zoom
 from skimage.color import lab2rgb
 
-from derm_rl.data.phantom_scene import COLOURS, Scene
+from derm_rl.data.phantom_scene import COLOURS, Scene, border_radius
 
 _LINES = 4  # thin lines are drawn this many times larger and averaged down: smooth at any angle
 
@@ -101,10 +101,7 @@ def _lesion_polar(scene: Scene, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarra
     c, s = np.cos(scene.angle), np.sin(scene.angle)
     u, v = (c * dx + s * dy), (-s * dx + c * dy) / scene.aspect
     theta = np.arctan2(v, u)
-    outline = np.ones_like(theta)
-    for k, (amplitude, phase) in enumerate(scene.harmonics, start=1):
-        outline += amplitude * np.cos(k * theta + phase)
-    return np.hypot(u, v) / (scene.radius * outline), theta
+    return np.hypot(u, v) / (scene.radius * border_radius(scene, theta)), theta
 
 
 def _lesion(

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from derm_rl.data import shape
+
 # Share of images with each finding in the training split published with RL4Med (12,004 images;
 # arXiv 2503.15784 and its split files). MEL and dark corner are the shares measured in those files.
 PAPER_PREVALENCE = {
@@ -114,6 +116,26 @@ def scene(seed: int, index: int, diagnosis: str, artifacts: Iterable[str]) -> Sc
         artifacts=artifacts,
         **(lesion | view),
     )
+
+
+def border_radius(scene: Scene, theta: np.ndarray) -> np.ndarray:
+    """Distance of the drawn border from the lesion's centre at angles ``theta``, in its radii."""
+    radius = np.ones_like(theta)
+    for k, (amplitude, phase) in enumerate(scene.harmonics, start=1):
+        radius += amplitude * np.cos(k * theta + phase)
+    return radius
+
+
+def drawn_shape(scene: Scene) -> tuple[float, float]:
+    """Asymmetry and border irregularity of the border as drawn: what a picture can show of them.
+
+    As :mod:`derm_rl.data.shape` defines them. ``scene.asymmetry`` and ``scene.border`` steer how
+    the border is drawn; of the first, an outline tells little.
+    """
+    theta = np.arange(shape.DIRECTIONS) * 2 * np.pi / shape.DIRECTIONS
+    points = border_radius(scene, theta) * np.stack([np.cos(theta), scene.aspect * np.sin(theta)])
+    radius = shape.radius_of(points)
+    return shape.fold_mismatch(radius), shape.spread(radius)
 
 
 def _lesion(rng: np.random.Generator, diagnosis: str) -> dict[str, Any]:
