@@ -308,8 +308,8 @@ def test_lesions_of_the_phantom():
     off = np.array([len(m.colours) - len(s.colours) for s, m in kept])
     assert (np.abs(off) <= 1).mean() > 0.9 and abs(off.mean()) < 0.3
     drawn = np.array([drawn_shape(s) for s, _ in kept]).T
-    for name, true in zip(("asymmetry", "border"), drawn, strict=True):
-        assert spearmanr(true, [getattr(m, name) for _, m in kept]).statistic > 0.8, name
+    for name, true, least in zip(("asymmetry", "border"), drawn, (0.72, 0.82), strict=True):
+        assert spearmanr(true, [getattr(m, name) for _, m in kept]).statistic > least, name
     turned = np.array([(s.skin_lab[0] > 60) == (m.ita > 28) for s, m in kept])
     assert turned.mean() > 0.85
 
