@@ -110,9 +110,22 @@ class ClassifierConfig(Section):
     patience: int = count("epochs without a lower validation loss before stopping")
     bootstrap: int = count("bootstrap resamples for each interval", 100)
     augment: bool = Field(description="flips, turns, colour, blur and noise")
+    frozen_batchnorm: bool = Field(
+        description="keep the running statistics of pretrained networks, do not learn new ones"
+    )
     redrawn: Redraw | None = Field(
         description="training images redrawn by pipeline.base, as the images to be judged; or null"
     )
+
+    @model_validator(mode="after")
+    def _statistics_exist(self) -> ClassifierConfig:
+        for name in ("reward", "judge"):
+            if self.frozen_batchnorm and getattr(self, name).pretrained is None:
+                raise ValueError(
+                    f"frozen_batchnorm keeps what a pretrained network knows, but "
+                    f"{name}.pretrained is null: a new network has no statistics to keep"
+                )
+        return self
 
 
 class PipelineConfig(Section):

@@ -21,7 +21,8 @@ CONVNEXT = SimpleNamespace(architecture="convnext", widths=[8, 16], depths=[1, 1
 
 def settings(**changes):
     values = dict(epochs=3, batch_size=16, learning_rate=5e-3, weight_decay=1e-2, patience=9)
-    return SimpleNamespace(**(values | {"augment": True, "redrawn": None} | changes))
+    values |= {"augment": True, "redrawn": None, "frozen_batchnorm": False}
+    return SimpleNamespace(**(values | changes))
 
 
 def toy(n=96, size=16, seed=0):
@@ -289,6 +290,44 @@ def test_pretrained_folder_gets_a_new_head_and_the_right_family(tmp_path):
     backbone.architecture = "vgg"
     with pytest.raises(ValueError, match="'vgg' is not known; expected one of resnet"):
         classifier.build(backbone, NAMES, 16)
+
+
+def statistics(model):
+    return [v for k, v in model.state_dict().items() if "running_" in k]
+
+
+def pretrained(folder):
+    fit(folder)
+    return SimpleNamespace(**vars(RESNET) | {"pretrained": str(folder)})
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_statistics_stay_as_pretrained_if_asked(tmp_path, frozen):
+    backbone = pretrained(tmp_path / "before")
+    before, after = (
+        classifier.load(tmp_path / "before"),
+        fit(tmp_path / "after", backbone, data=toy(seed=5), epochs=1, frozen_batchnorm=frozen),
+    )
+    pairs = list(zip(statistics(before), statistics(after), strict=True))
+    assert pairs and all(torch.equal(a, b) == frozen for a, b in pairs)
+    weights = zip(before.parameters(), after.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in weights)
+
+
+def test_a_pretrained_classifier_is_continued_from_its_own_logits(tmp_path):
+    backbone = pretrained(tmp_path / "before")
+    images, labels, lesions, validation = toy(256, seed=3)
+    rare = labels * (np.arange(256)[:, None] % [40, 1] == 0)
+    rare[[0, 40]], validation[[0, 40]] = 1, [True, False]
+    data = images, rare.astype(np.float32), [f"lesion_{i}" for i in range(256)], validation
+    after = fit(tmp_path / "after", backbone, data, epochs=1, learning_rate=1e-12, augment=False,
+                frozen_batchnorm=True)  # fmt: skip
+    before = classifier.load(tmp_path / "before")
+    assert after.bias[0] > 0.3 and before.bias.abs().max() == 0  # rarer than the loss balances
+    x = as_tensor(images)
+    with torch.no_grad():
+        there, here = (m.raw_logits(x) + m.bias for m in (before, after))
+    torch.testing.assert_close(there, here, atol=1e-4, rtol=0)
 
 
 def test_loading_something_else_says_so(tmp_path):

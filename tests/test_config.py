@@ -98,3 +98,9 @@ def test_the_names_of_rewards_are_those_there_are():
     from derm_rl.rewards import REWARDS
 
     assert set(settings.REWARD_NAMES) == set(REWARDS)
+
+
+def test_statistics_cannot_be_kept_of_a_network_that_has_none():
+    config.load("demo", ["classifier.frozen_batchnorm=true"])
+    with pytest.raises(config.ConfigError, match=r"reward\.pretrained is null"):
+        config.load("smoke", ["classifier.frozen_batchnorm=true"])

@@ -20,9 +20,7 @@ def moved(points, turn, stretch, shift):
     return np.array([[c, -s], [s, c]]) @ (points * [[stretch], [1.0]]) + np.array(shift)[:, None]
 
 
-@given(
-    st.floats(-3, 3), st.floats(1.2, 3.0), st.tuples(st.floats(-9, 9), st.floats(-9, 9))
-)
+@given(st.floats(-3, 3), st.floats(1.2, 3.0), st.tuples(st.floats(-9, 9), st.floats(-9, 9)))
 def test_an_ellipse_anywhere_is_a_circle_of_radius_one(turn, stretch, shift):
     radius = shape.radius_of(moved(outline(0, 1), turn, stretch, shift))
     assert np.abs(radius - 1).max() < 2e-3

@@ -60,6 +60,11 @@ def network(backbone: Backbone, label_names: Sequence[str]) -> PreTrainedModel:
     return AutoModelForImageClassification.from_config(_config(backbone, settings))
 
 
+def last_layer(network: PreTrainedModel) -> torch.nn.Linear:
+    """The layer that gives one output per label."""
+    return [m for m in network.modules() if isinstance(m, torch.nn.Linear)][-1]
+
+
 def _config(backbone: Backbone, settings: dict[str, Any]) -> Any:
     from transformers import ConvNextConfig, EfficientNetConfig, RegNetConfig, ResNetConfig
 
