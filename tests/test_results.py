@@ -7,7 +7,7 @@ import pytest
 
 from derm_rl.evaluation import alignment_stage, bootstrap
 from derm_rl.io import read_csv, read_json
-from derm_rl.paths import FIGURES
+from derm_rl.paths import FIGURES, ROOT
 from derm_rl.provenance import METRIC_FIELDS
 
 FOLDERS = [f.parent for f in sorted(FIGURES.rglob("metrics.json"))]
@@ -81,3 +81,41 @@ def test_pairs_follow_from_their_tables(folder):
     same(metrics, "captions.released", release["split"])
     same(metrics, "captions.reviewed", release["reviewed"])
     assert release["split"] + release.get("left out", 0) == total["pairs"]
+
+
+ARTIFACTS = ("hair", "gel_bubble", "ruler", "ink")
+TABLES = {
+    FIGURES: [
+        ("APR", "apr"), ("APR with the diagnosis", "apr_diagnosis"),
+        ("diagnosis accuracy", "diagnosis"), ("labels right", "labels"),
+        ("reward minus judge", "reward_judge_gap"),
+    ],
+    FIGURES / "ham10000": [
+        ("APR", "apr"), ("APR with the diagnosis", "apr_diagnosis"),
+        ("diagnosis accuracy", "diagnosis"), ("labels right", "labels"),
+    ],
+}  # fmt: skip
+
+
+def stated(metric):
+    """A number as the README writes it."""
+    return f"{metric['value']:.2f} [{metric['low']:.2f}, {metric['high']:.2f}]"
+
+
+def test_the_readme_states_the_committed_numbers(folder):
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "").splitlines()
+    metrics = read_json(folder / "metrics.json")
+    for title, name in TABLES[folder]:
+        cells = [
+            stated(metrics[f"alignment.{name}.{part}"])
+            for part in ("stage1", "rl", "gain", "truth")
+        ]
+        assert "| " + " | ".join([title, *cells]) + " |" in lines
+    if folder == FIGURES:
+        for what, kind, model in (
+            ("after stage 1", "recall", "stage1"), ("after RL", "recall", "rl"),
+            ("false add, after stage 1", "false_add", "stage1"),
+            ("false add, after RL", "false_add", "rl"),
+        ):  # fmt: skip
+            cells = [stated(metrics[f"alignment.{kind}.{a}.{model}"]) for a in ARTIFACTS]
+            assert "| " + " | ".join([what, *cells]) + " |" in lines
