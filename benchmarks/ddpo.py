@@ -50,6 +50,11 @@ from derm_rl.training import discard_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# What there is an aim for; stands at the top of the JSON too.
+BARS = (
+    "unet_passes_ratio", "wall_time_ratio", "peak_fraction", "overhead_fraction",
+    "linearity_deviation",
+)  # fmt: skip
 # 32 px images with 8 × 8 latents, 64 images an epoch: small enough for 50 epochs of the paper's
 # recipe in half an hour on one core.
 SMALL = ["image_size=32", "finetune.steps=600"]
@@ -428,15 +433,17 @@ def main() -> None:
     }
     found = work[arguments.what]()
     found.setdefault("peak_memory_gb", peak_memory_gb())
+    jobs = arguments.jobs if arguments.what == "recipes" else 1
     facts = {
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name()
         if DEVICE == "cuda"
-        else f"{DEVICE}, {torch.get_num_threads()} threads",
+        else f"{DEVICE}, {max(1, torch.get_num_threads() // jobs)} threads",
         "commit": provenance.commit(),
     }
     known = read_json(file) if file.is_file() else {}
-    write_json(file, known | {arguments.what: found | facts})
+    bars = {name: found[name] for name in BARS if name in found}
+    write_json(file, known | {arguments.what: found | facts} | bars)
     print(found)
 
 

@@ -125,3 +125,37 @@ def test_exact_is_the_apr_of_single_images():
     wanted = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     assert rewards.exact(Classifier())(x, wanted).tolist() == [1, 0, 1]  # the diagnosis is ignored
     assert rewards.exact(Classifier(), artifacts=1)(x, wanted).tolist() == [1, 1, 1]
+
+
+def test_a_clip_score_is_a_reward_like_any_other():
+    """Images against the words of their prompt, which the wanted labels give (arXiv 2104.08718)."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=small | {"vocab_size": 16, "max_position_embeddings": 8},
+            vision_config=small | {"image_size": 8, "patch_size": 4},
+            projection_dim=8,
+        )
+    ).eval()
+
+    def clip_score(x, wanted):
+        words = torch.where(wanted > 0.5, torch.arange(2, 5), 1)  # a word for each label, or none
+        ids = torch.nn.functional.pad(words, (1, 1), value=0)
+        with torch.no_grad():
+            out = model(input_ids=ids.long(), pixel_values=(x - 0.5) / 0.5)
+        return (out.image_embeds * out.text_embeds).sum(1)
+
+    x, wanted = torch.rand(4, 3, 8, 8), torch.eye(4, 3)
+    alone = clip_score(x, wanted)
+    assert alone.shape == (4,) and alone.std() > 0
+    both = rewards.combine({clip_score: 2.0, rewards.hard(Classifier()): 1.0})
+    expected = 2 * alone + rewards.hard(Classifier())(x, wanted)
+    torch.testing.assert_close(both(x, wanted), expected)
+    # Without terms by label, it is one more that is the same for all of them.
+    per_label = rewards.per_label(both)(x, wanted)
+    assert per_label.shape == (4, 3)
+    torch.testing.assert_close(per_label.mean(1), expected)
