@@ -244,7 +244,7 @@ def _keep_statistics(model: LabelClassifier) -> None:
 
     They are the means over training images, in which an artifact may be rare. Of generated images
     every other shows it: with statistics that took it for an exception, two classifiers that agree
-    on photographs disagree there (on one image in five about ink, against one in twenty-five).
+    on photographs disagree there, above all on ink.
     """
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
