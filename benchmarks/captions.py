@@ -164,12 +164,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 paths.RUNS = Path(folder)
                 found |= part()
-            found |= {
-                "bars": BARS,
+            made = {
                 "date": datetime.now(UTC).date().isoformat(),
                 "device": f"{os.cpu_count()} cores, {platform.machine()}",
                 "commit": provenance.commit(),
             }
+            found |= {"bars": BARS, "made": found.get("made", {}) | {name: made}}
             write_json(file, found)
     for name, bar in BARS.items():
         print(f"{name:28s}{found.get(name, 'not measured'):>14}   bar: {bar}")

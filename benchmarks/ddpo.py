@@ -50,7 +50,7 @@ from derm_rl.training import discard_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# What there is an aim for; stands at the top of the JSON too.
+# What there is an aim for; stands at the top level of the JSON too.
 BARS = (
     "unet_passes_ratio", "wall_time_ratio", "peak_fraction", "overhead_fraction",
     "linearity_deviation",

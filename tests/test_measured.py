@@ -322,7 +322,7 @@ def test_every_finding_carries_its_number_and_its_box():
             assert f.box == (m.box if lesion else None)
         by_name = {f.name: f for f in answer.findings}
         if f := by_name.get("asymmetry"):
-            assert f"{m.asymmetry:.2f}" in f.evidence
+            assert f"{100 * m.asymmetry:.0f} " in f.evidence.replace("%", " %")
             if question.language == "en":
                 assert f.value == {
                     0: "symmetric in both axes", 1: "asymmetric in one axis",
@@ -352,7 +352,7 @@ def test_every_finding_carries_its_number_and_its_box():
 def test_numbers_in_the_text_are_those_of_the_findings():
     for _, answer, m in by_type(700, ("en",)):
         known = {
-            f"{m.asymmetry:.2f}", f"{m.border:.3f}", f"{100 * m.diameter:.0f}",
+            f"{100 * m.asymmetry:.0f}", f"{m.border:.3f}", f"{100 * m.diameter:.0f}",
             f"{max(1, round(100 * m.area))}", f"{m.ita:.0f}", "0",
         }  # fmt: skip
         found = re.findall(r"-?\d+(?:\.\d+)?", answer.answer.replace("-based", ""))

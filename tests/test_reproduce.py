@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from derm_rl import config, dependencies, paths
+from derm_rl.execute import Papermill
 from derm_rl.reproduce import ReproduceError, Stage, run
 
 STAGES = (Stage("01_data"), Stage("02_reward_classifier", ("01_data",)))
@@ -230,3 +231,16 @@ def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path
     # Killed, whether or not whoever inherited it has collected it yet.
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
     assert not list((tmp_path / "runs").rglob("reproduced.json"))
+
+
+def test_an_executed_copy_keeps_the_last_state_of_a_progress_bar(project, tmp_path):
+    write_notebook(
+        project,
+        "03_bar",
+        "import sys\nfor i in range(3):\n    sys.stderr.write(f'\\r{i} of 2'); sys.stderr.flush()",
+    )
+    copy = tmp_path / "copy.ipynb"
+    values = {"preset": "smoke", "overrides": [], "data_root": ""}
+    Papermill().execute(project / "03_bar.ipynb", copy, values)
+    (output,) = nbformat.read(copy, 4).cells[-1].outputs
+    assert output.text == "2 of 2"

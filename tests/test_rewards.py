@@ -136,7 +136,8 @@ def test_a_clip_score_is_a_reward_like_any_other():
              "num_attention_heads": 2}  # fmt: skip
     model = CLIPModel(
         CLIPConfig(
-            text_config=small | {"vocab_size": 16, "max_position_embeddings": 8},
+            text_config=small
+            | {"vocab_size": 16, "max_position_embeddings": 8, "eos_token_id": 15},
             vision_config=small | {"image_size": 8, "patch_size": 4},
             projection_dim=8,
         )
@@ -144,14 +145,14 @@ def test_a_clip_score_is_a_reward_like_any_other():
 
     def clip_score(x, wanted):
         words = torch.where(wanted > 0.5, torch.arange(2, 5), 1)  # a word for each label, or none
-        ids = torch.nn.functional.pad(words, (1, 1), value=0)
+        ids = torch.nn.functional.pad(words, (0, 1), value=15)  # CLIP reads the end token
         with torch.no_grad():
             out = model(input_ids=ids.long(), pixel_values=(x - 0.5) / 0.5)
         return (out.image_embeds * out.text_embeds).sum(1)
 
     x, wanted = torch.rand(4, 3, 8, 8), torch.eye(4, 3)
     alone = clip_score(x, wanted)
-    assert alone.shape == (4,) and alone.std() > 0
+    assert alone.shape == (4,) and clip_score(x[:1].expand(4, -1, -1, -1), wanted).std() > 0
     both = rewards.combine({clip_score: 2.0, rewards.hard(Classifier()): 1.0})
     expected = 2 * alone + rewards.hard(Classifier())(x, wanted)
     torch.testing.assert_close(both(x, wanted), expected)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derm_rl.data import phantom, phantom_render, phantom_scene, shape
@@ -20,6 +20,7 @@ def moved(points, turn, stretch, shift):
     return np.array([[c, -s], [s, c]]) @ (points * [[stretch], [1.0]]) + np.array(shift)[:, None]
 
 
+@settings(deadline=None)
 @given(st.floats(-3, 3), st.floats(1.2, 3.0), st.tuples(st.floats(-9, 9), st.floats(-9, 9)))
 def test_an_ellipse_anywhere_is_a_circle_of_radius_one(turn, stretch, shift):
     radius = shape.radius_of(moved(outline(0, 1), turn, stretch, shift))
@@ -41,6 +42,7 @@ def test_even_lobes_in_line_with_the_axes_are_symmetric_and_irregular():
     assert shape.fold_mismatch(radius) < 5e-3 and shape.spread(radius) > 0.06
 
 
+@settings(deadline=None)
 @given(st.floats(-3, 3), st.tuples(st.floats(-9, 9), st.floats(-9, 9)))
 def test_turning_and_moving_a_lesion_changes_nothing(turn, shift):
     points = outline(0.15, 3, 1.0) * [[1.4], [1.0]]

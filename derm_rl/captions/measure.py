@@ -35,7 +35,7 @@ ANGLES = 128  # rays from the centre to the outline
 HIGHEST = 8  # order of the Fourier descriptors
 CLEAR = 20.0  # lesion to skin, in standard deviations of skin: an edge is exact from there on
 EDGE_OPACITY = 0.35  # of the lesion over skin
-AXIS_SHAPE = 0.11  # share of the lesion that a fold leaves uncovered, from which an axis counts
+AXIS_SHAPE = 0.22  # share of the lesion that a fold leaves uncovered, from which an axis counts
 AXIS_COLOUR = 9.0  # ΔE*ab between mirrored halves, on average, from which an axis counts
 IRREGULAR = 0.06  # spread of the outline in mean radii, from which a border is irregular
 COLOUR_SHARE = 0.06  # of the lesion, from which a colour counts
@@ -270,12 +270,10 @@ def asymmetric_axes(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> i
     for axis in directions.T:
         folded = 2 * np.outer(points @ axis, axis) - points
         there = _sample(stack, folded + centre)
-        one, other = here[:, 0] > 0.5, there[:, 0] > 0.5
-        uncovered = (one ^ other).sum() / (2 * max(1, one.sum()))
-        both = one & other
-        off = np.linalg.norm(here[both, 1:] - there[both, 1:], axis=1)
-        colour = float(off.mean()) if both.any() else 0.0
-        count += bool(uncovered > AXIS_SHAPE or colour > AXIS_COLOUR)
+        covered = there[:, 0] > 0.5
+        off = np.linalg.norm(here[covered, 1:] - there[covered, 1:], axis=1)
+        colour = float(off.mean()) if covered.any() else 0.0
+        count += bool(1 - covered.mean() > AXIS_SHAPE or colour > AXIS_COLOUR)
     return count
 
 

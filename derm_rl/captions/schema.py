@@ -36,8 +36,8 @@ class Measurements:
     box: tuple[float, float, float, float] | None  # x0, y0, x1, y1 of the lesion
     diameter: float | None  # largest extent of the lesion
     area: float | None  # share of the image
-    asymmetry: float | None  # 0 (symmetric) to 1, continuous
-    asymmetric_axes: int | None  # 0, 1 or 2: the A of the ABCD rule
+    asymmetry: float | None  # share of the shape that folds leave uncovered, 0 if symmetric
+    asymmetric_axes: int | None  # 0, 1 or 2, by shape or colour: the A of the ABCD rule
     border: float | None  # irregularity, continuous, 0 for a circle or an ellipse
     irregular_border: bool | None
     colours: tuple[str, ...]  # of COLOURS, in their order

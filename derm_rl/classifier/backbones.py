@@ -112,7 +112,7 @@ def _config(backbone: Backbone, settings: dict[str, Any]) -> Any:
 
 def _pretrained(backbone: Backbone, settings: dict[str, Any]) -> PreTrainedModel:
     """The network of a folder or hub id, with a fresh head where the labels differ."""
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
 
     folder = model_folder(backbone.pretrained)
     model = AutoModelForImageClassification.from_pretrained(
@@ -127,4 +127,9 @@ def _pretrained(backbone: Backbone, settings: dict[str, Any]) -> PreTrainedModel
             f"pretrained classifier {backbone.pretrained} is a {model.config.model_type}, "
             f"but the preset asks for architecture {backbone.architecture!r}"
         )
+    before = AutoConfig.from_pretrained(
+        str(folder or backbone.pretrained), local_files_only=folder is not None
+    )
+    if before.id2label != settings["id2label"]:  # as many labels, but others
+        last_layer(model).reset_parameters()
     return model

@@ -234,9 +234,10 @@ def _begin_with_its_logits(model: LabelClassifier, backbone: Backbone, labels: n
     before = _calibration_of(backbone)
     if before is None or before["label_names"] != model.label_names:
         return
-    bias = torch.from_numpy(calibration.positive_weight(labels)[1])
+    bias = calibration.positive_weight(labels)[1]
+    own = last_layer(model.network).bias
     with torch.no_grad():
-        last_layer(model.network).bias += torch.tensor(before["bias"]) - bias
+        own += torch.from_numpy(np.float32(before["bias"]) - bias).to(own)
 
 
 def _keep_statistics(model: LabelClassifier) -> None:

@@ -61,7 +61,7 @@ class Scene:
     radius: float
     aspect: float
     angle: float
-    border: float  # irregularity: standard deviation of the radius, as a fraction of it
+    border: float  # standard deviation of the radius that all harmonics together give it
     asymmetry: float  # weight of odd harmonics and of off-centre pigment, 0 to 1
     harmonics: tuple[tuple[float, float], ...]  # (amplitude, phase) of cos(k·θ + phase), k = 1…
     softness: float

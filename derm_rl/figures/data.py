@@ -96,8 +96,9 @@ def _drawn(ax, scene: phantom_scene.Scene) -> None:
     ax.set(xlim=(0, 6), ylim=(0, 6))
     for i, name in enumerate(scene.colours):
         ax.add_patch(_square(i, phantom_scene.COLOURS[name]))
+    asymmetry, border = phantom_scene.drawn_shape(scene)
     text = (
-        f"{', '.join(scene.colours)}\nasymmetry {scene.asymmetry:.2f}   border {scene.border:.3f}\n"
+        f"{', '.join(scene.colours)}\nasymmetry {asymmetry:.2f}   border {border:.3f}\n"
         f"skin type {scene.skin_type}   {len(scene.hairs)} hairs   {len(scene.bubbles)} bubbles\n"
         f"{len(scene.globules)} globules   {len(scene.streaks)} streaks"
         f"{'   blue-white veil' if scene.blue_white_veil else ''}"

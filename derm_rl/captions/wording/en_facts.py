@@ -45,18 +45,22 @@ SYMMETRY = {
         "the lesion is asymmetric in one of its two axes",
         "[along|about] one axis the halves differ, so the lesion is asymmetric in one axis",
         "one axis [separates|divides] unequal halves, the other equal ones: asymmetric in one axis",
-        "the lesion [shows|has] asymmetry in one axis, with a score of {score}",
+        "the lesion [shows|has] asymmetry of shape or colour in one axis, and folding leaves "
+        "{score} % of its area uncovered",
         "a fold along one of the axes reveals [unequal|differing] halves, so one axis counts as "
         "asymmetric",
-        "asymmetry was [found|measured] in one axis of the lesion (score {score})",
+        "asymmetry was [found|measured] in one axis of the lesion (folds leave {score} % of its "
+        "shape uncovered)",
     ),
     2: (
         "the lesion is asymmetric in both [principal|main] axes",
         "[neither|no] fold makes its halves agree: the lesion is asymmetric in two axes",
         "shape and pigment differ across both axes, which [makes|counts as] an asymmetric lesion",
-        "asymmetry [shows|was measured] in two axes, with a score of {score}",
+        "asymmetry of shape or colour [shows|was measured] in two axes, with {score} % of the area "
+        "uncovered by a fold",
         "whichever axis is chosen, one half differs from the other, so the lesion is asymmetric",
-        "both axes divide the lesion into unequal parts; it is asymmetric (score {score})",
+        "both axes divide the lesion into unequal parts; it is asymmetric (folds leave {score} % "
+        "of its shape uncovered)",
     ),
 }
 SYMMETRY_NAME = {
@@ -208,7 +212,8 @@ VALUE = {
     "artifact": {False: "absent", True: "present"},
 }  # fmt: skip
 EVIDENCE = {
-    "asymmetry": "asymmetry score {score} about the two principal axes (0 is symmetric)",
+    "asymmetry": "folds at the two principal axes leave {score} % of the shape uncovered (0 is "
+    "symmetric); colours are compared as well",
     "border": "irregularity of the outline {score} (0 is an ellipse)",
     "colours": "{number} of the six dermoscopic colours found inside the lesion",
     "diameter": "largest extent {diameter} image sides, area {share} of the image",

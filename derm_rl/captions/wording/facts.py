@@ -54,7 +54,7 @@ def _finding(
 def _symmetry(m: Measurements, w: SimpleNamespace) -> Fact | None:
     if not m.segmented or m.asymmetric_axes not in w.SYMMETRY or m.asymmetry is None:
         return None
-    axes, score = m.asymmetric_axes, f"{m.asymmetry:.2f}"
+    axes, score = m.asymmetric_axes, f"{100 * m.asymmetry:.0f}"
     value = w.VALUE["asymmetry"][axes]
     return Fact(
         w.SYMMETRY[axes],
