@@ -73,16 +73,17 @@ def train(
         return load_classifier(folder)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weight, bias = map(torch.from_numpy, calibration.positive_weight(labels[~validation]))
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state as it was
         torch.manual_seed(seed)
         normalization = _normalization(backbone, images, ~validation)
         model = build(backbone, label_names, images.shape[1], *normalization).to(device)
-        _begin_with_its_logits(model, backbone, labels[~validation])
-        history = _fit(model, images, labels, validation, settings, seed, folder, belongs_to,
-                       progress, callback)  # fmt: skip
+        _begin_with_its_logits(model, backbone, bias)
+        history = _fit(model, images, labels, validation, weight, settings, seed, folder,
+                       belongs_to, progress, callback)  # fmt: skip
 
     z = _raw(model, images, np.flatnonzero(validation), settings.batch_size)
-    model.bias.copy_(torch.from_numpy(calibration.positive_weight(labels[~validation])[1]))
+    model.bias.copy_(bias)
     z = z + model.bias.cpu().numpy()
     model.temperature.copy_(torch.from_numpy(calibration.fit_temperature(z, labels[validation])))
     model.save(
@@ -109,6 +110,7 @@ def _fit(
     images: np.ndarray,
     labels: np.ndarray,
     validation: np.ndarray,
+    weight: Tensor,
     settings: ClassifierConfig,
     seed: int,
     folder: Path,
@@ -118,7 +120,7 @@ def _fit(
 ) -> pd.DataFrame:
     """The loop. Leaves the best weights in ``model``; returns the history."""
     train_rows, validation_rows = np.flatnonzero(~validation), np.flatnonzero(validation)
-    weight = torch.from_numpy(calibration.positive_weight(labels[train_rows])[0]).to(model.device)
+    weight = weight.to(model.device)
     # β₂ 0.99, not 0.999: the second moments must settle within a thousand updates.
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -225,7 +227,7 @@ def _calibration_of(backbone: Backbone) -> dict[str, Any] | None:
     return read_json(file) if file and file.is_file() else None
 
 
-def _begin_with_its_logits(model: LabelClassifier, backbone: Backbone, labels: np.ndarray) -> None:
+def _begin_with_its_logits(model: LabelClassifier, backbone: Backbone, bias: Tensor) -> None:
     """Let a network that was a classifier of the same labels begin with that one's logits.
 
     Part of the balance of rare labels is a bias outside of the network, which depends on how many
@@ -234,10 +236,9 @@ def _begin_with_its_logits(model: LabelClassifier, backbone: Backbone, labels: n
     before = _calibration_of(backbone)
     if before is None or before["label_names"] != model.label_names:
         return
-    bias = calibration.positive_weight(labels)[1]
     own = last_layer(model.network).bias
     with torch.no_grad():
-        own += torch.from_numpy(np.float32(before["bias"]) - bias).to(own)
+        own += (torch.tensor(before["bias"]) - bias).to(own)
 
 
 def _keep_statistics(model: LabelClassifier) -> None:
