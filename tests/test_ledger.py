@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -266,6 +267,18 @@ def test_threads_share_one_ledger(ledger):
     for thread in threads:
         thread.join()
     assert sorted(asked) == list(range(100))
+
+
+def test_a_new_ledger_may_be_opened_by_many_at_the_same_moment(tmp_path):
+    together = threading.Barrier(8)
+
+    def open_it(path):
+        together.wait()
+        Ledger(path).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(50):
+            list(pool.map(open_it, [tmp_path / f"{n}.sqlite"] * 8))
 
 
 def test_a_ledger_may_be_used_after_a_fork(ledger):

@@ -52,6 +52,24 @@ CREATE INDEX IF NOT EXISTS claims_of_owner ON claims (owner);
 _SELECT = f"SELECT {','.join(COLUMNS)} FROM replies"
 _VERSION = 1  # PRAGMA user_version
 _BLOCK = 2000  # rows a transaction, and keys a query
+_LOCK_SECONDS = 60
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Write-ahead logging; waits for others that open the same new file.
+
+    The change of the journal's mode is the one statement for which SQLite does not wait by itself.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+
+    locked = retry_if_exception(
+        lambda e: isinstance(e, sqlite3.OperationalError) and "locked" in str(e)
+    )
+    for attempt in Retrying(
+        retry=locked, wait=wait_random(0, 0.1), stop=stop_after_delay(_LOCK_SECONDS), reraise=True
+    ):
+        with attempt:
+            db.execute("PRAGMA journal_mode=WAL")
 
 
 class Ledger:
@@ -76,10 +94,10 @@ class Ledger:
         self._host = f"{socket.gethostname()}/{psutil.boot_time():.0f}"
         self._pid, self._born = os.getpid(), psutil.Process().create_time()
         self._db = sqlite3.connect(
-            self.path, timeout=60, isolation_level=None, check_same_thread=False
+            self.path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
+            _use_wal(self._db)
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
