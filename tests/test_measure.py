@@ -93,7 +93,17 @@ def test_a_pear_is_asymmetric_in_shape_and_a_rosette_is_not():
     rosette = measure(pixels(put(canvas(), r - 24 * (1 + 0.22 * np.cos(4 * angle)), DARK)))
     assert pear.asymmetry > 0.08 > 0.04 > rosette.asymmetry
     assert pear.irregular_border and rosette.irregular_border
-    assert pear.asymmetric_axes >= 1 and rosette.asymmetric_axes == 0
+    assert pear.asymmetric_axes == 1 and rosette.asymmetric_axes == 0
+
+
+def test_a_leaning_pear_is_asymmetric_in_two_axes_however_even_its_colour():
+    y, x = (np.mgrid[:96, :96] - 47.5) * np.array([1.0, 1.3])[:, None, None]
+    r, angle = np.hypot(x, y), np.arctan2(y, x)
+    leaning = 24 * (1 + 0.2 * np.cos(3 * angle + np.pi / 4))
+    m = measure(pixels(put(canvas(), r - leaning, DARK)))
+    assert m.colours == ("dark brown",) and m.asymmetric_axes == 2
+    slight = measure(pixels(put(canvas(), r - 24 - (leaning - 24) / 5, DARK)))
+    assert slight.asymmetric_axes == 0
 
 
 def test_border_grows_with_the_waves_of_the_outline():

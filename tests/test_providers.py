@@ -470,8 +470,6 @@ def test_against_the_server_of_transformers(tmp_path):
     import time
     import urllib.request
 
-    for module in ("fastapi", "uvicorn"):
-        pytest.importorskip(module, reason="`transformers serve` needs fastapi and uvicorn")
     save_tiny_vlm(tmp_path / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -33,6 +33,7 @@ def test_three_lobes_fold_onto_each_other_at_one_axis_only(amplitude):
     radius = 1 + amplitude * np.cos(3 * THETA)
     # |r(θ)² - r(π - θ)²| = 4a |cos 3θ|, of mean 8a/π; the other axis leaves nothing uncovered.
     expected = 2 * amplitude / np.pi / (1 + amplitude**2 / 2)
+    assert shape.fold_mismatches(radius) == pytest.approx([0, 2 * expected], rel=1e-3, abs=1e-9)
     assert shape.fold_mismatch(radius) == pytest.approx(expected, rel=1e-3)
     assert shape.spread(radius) == pytest.approx(amplitude / np.sqrt(2), rel=1e-6)
 

@@ -35,7 +35,7 @@ ANGLES = 128  # rays from the centre to the outline
 HIGHEST = 8  # order of the Fourier descriptors
 CLEAR = 20.0  # lesion to skin, in standard deviations of skin: an edge is exact from there on
 EDGE_OPACITY = 0.35  # of the lesion over skin
-AXIS_SHAPE = 0.22  # share of the lesion that a fold leaves uncovered, from which an axis counts
+AXIS_SHAPE = 0.08  # share of the shape that a fold leaves uncovered, from which an axis counts
 AXIS_COLOUR = 9.0  # ΔE*ab between mirrored halves, on average, from which an axis counts
 IRREGULAR = 0.06  # spread of the outline in mean radii, from which a border is irregular
 COLOUR_SHARE = 0.06  # of the lesion, from which a colour counts
@@ -98,7 +98,7 @@ def measure(image: np.ndarray) -> Measurements:
         diameter=round(_diameter(lesion.mask), 4),
         area=round(float(lesion.mask.mean()), 4),
         asymmetry=round(shape.fold_mismatch(radius), 4),
-        asymmetric_axes=asymmetric_axes(lesion, centre, matrix),
+        asymmetric_axes=asymmetric_axes(lesion, centre, matrix, radius),
         border=round(spread, 4),
         irregular_border=bool(spread > IRREGULAR),
         colours=colours(lesion),
@@ -257,8 +257,13 @@ def evened(series: np.ndarray) -> np.ndarray:
     return 1 + waves.real / series[0].real
 
 
-def asymmetric_axes(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> int:
-    """Number of principal axes (0, 1, 2) at which the halves differ in shape or in colour."""
+def asymmetric_axes(
+    lesion: Lesion, centre: np.ndarray, matrix: np.ndarray, radius: np.ndarray
+) -> int:
+    """Number of principal axes (0, 1, 2) at which the halves differ in shape or in colour.
+
+    Shape is that of the outline (``radius``), which runs on where an artifact hides the mask.
+    """
     directions = matrix / np.linalg.norm(matrix, axis=0)
     points = np.argwhere(lesion.mask)[::2].astype(float) - centre
     stack = np.concatenate([lesion.mask[..., None], lesion.lab], -1).astype(np.float32)
@@ -267,13 +272,13 @@ def asymmetric_axes(lesion: Lesion, centre: np.ndarray, matrix: np.ndarray) -> i
     )  # colours, not structures
     here = _sample(stack, points + centre)
     count = 0
-    for axis in directions.T:
+    for axis, uncovered in zip(directions.T, shape.fold_mismatches(radius), strict=True):
         folded = 2 * np.outer(points @ axis, axis) - points
         there = _sample(stack, folded + centre)
         covered = there[:, 0] > 0.5
         off = np.linalg.norm(here[covered, 1:] - there[covered, 1:], axis=1)
         colour = float(off.mean()) if covered.any() else 0.0
-        count += bool(1 - covered.mean() > AXIS_SHAPE or colour > AXIS_COLOUR)
+        count += bool(uncovered > AXIS_SHAPE or colour > AXIS_COLOUR)
     return count
 
 
