@@ -2,11 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from derm_rl.captions import checks, questions
 from derm_rl.captions.checks import Settings, learn
@@ -126,6 +128,29 @@ def test_correct_answers_are_left_alone(correct):
     assert pairs["question_type"].nunique() == 7
     found = checks.run(pairs, images, known, workers=1)
     assert found["pair_id"].nunique() <= 0.02 * len(pairs), found["reason"].tolist()
+
+
+def written():
+    """Correct answers of ``correct_answers.yaml``: label, whether it abstains, language, answer."""
+    found = yaml.safe_load(Path(__file__).with_name("correct_answers.yaml").read_text("utf-8"))
+    for entry in found:
+        for language in ("en", "ja"):
+            for answer in entry.get(language, []):
+                yield entry["label"], entry.get("abstained", False), language, answer
+
+
+@pytest.mark.parametrize("mode", ["blind", "grounded"])
+def test_correct_answers_in_other_words_are_left_alone(mode):
+    rows, about = [], []
+    for number, (label, abstained, language, answer) in enumerate(written()):
+        rows.append(
+            row(answer, language, number, mode=mode, abstained=abstained, label=label,
+                diagnosis=None)
+        )  # fmt: skip
+        about.append({"image_id": f"i{number}", "age": 55.0, "sex": "male", "site": "back"})
+    assert len(rows) >= 60
+    found = checks.run(table(*rows), pd.DataFrame(about), workers=1)
+    assert found.empty, found[["check", "reason"]].to_dict("records")
 
 
 def test_workers_find_the_same_in_the_same_order(correct, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from derm_rl.captions import diagnoses
@@ -18,12 +19,15 @@ WEIGHT: dict[Stance, float] = {"asserts": 1.0, "favours": 0.7, "open": 0.0, "den
 def stance(clause: str, mention: Mention, language: str) -> Stance:
     """What a clause says of a diagnosis that it names.
 
-    Possibilities, conditions, comparisons and lists of differential diagnoses leave it "open".
+    Possibilities, conditions, comparisons and lists of differential diagnoses leave it "open"; who
+    names a diagnosis without any of them favours it.
     """
     before, after = clause[: mention.start], clause[mention.end :]
     near = before[-80:]  # only what belongs to the name counts
     if pattern("denies_after", language).search(after):
         return "denies"
+    if pattern("list_after", language).search(after) and diagnoses.mentions(after[:60]):
+        return "open"
     if language == "ja":
         return _stance_ja(near, after)
     near = pattern("firm", "en").sub("", near)
@@ -31,7 +35,8 @@ def stance(clause: str, mention: Mention, language: str) -> Stance:
         return "open"
     if pattern("denies_before", "en").search(near):
         return "denies"
-    if denied(clause, mention.start, mention.end, "en"):
+    said = clause[: mention.end] + re.split(r",? (?:which|whose|making)\b", after)[0]
+    if denied(said, mention.start, mention.end, "en"):
         rest = pattern("denied_doubt", "en").sub("", near)
         hedged = pattern("hedged_denial", "en").search(near)
         return "open" if hedged or pattern("open_before", "en").search(rest) else "denies"
@@ -39,9 +44,7 @@ def stance(clause: str, mention: Mention, language: str) -> Stance:
         return "open"
     if pattern("firm_after", "en").search(after):
         return "asserts"
-    if pattern("favours", "en").search(near):
-        return "favours"
-    return "asserts" if pattern("asserts", "en").search(near) else "open"
+    return "asserts" if pattern("asserts", "en").search(near) else "favours"
 
 
 def _stance_ja(near: str, after: str) -> Stance:
@@ -50,9 +53,7 @@ def _stance_ja(near: str, after: str) -> Stance:
     favoured = pattern("favours", "ja").search(after[:28])
     if pattern("open_after", "ja").search(after) or pattern("open_before", "ja").search(near):
         return "favours" if favoured and "可能性が高" in after else "open"
-    if favoured:
-        return "favours"
-    return "asserts" if pattern("asserts", "ja").search(after) else "open"
+    return "asserts" if pattern("asserts", "ja").search(after) else "favours"
 
 
 @check("label")

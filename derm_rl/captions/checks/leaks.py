@@ -59,10 +59,16 @@ _HERE = {
     r"(?:(?:left|right|upper|lower|mid|middle|outer|inner|lateral|medial|anterior|posterior|"
     r"skin of the)\s+)*{site}\b|"
     r"\b{site}\s+(?:skin|lesion|location|region|area|site|mole|nevus|spot)\b|"
-    r"\b(?:site|location|localization)\b[^.]{{0,12}}\b{site}\b",
+    r"\b(?:site|location|localization|region|area|part|body)\b[^.]{{0,24}}\b{site}\b|"
+    r"\b{site}\b[^.]{{0,24}}\b(?:site|location|localization|region|body part)\b|"
+    # "shows the face"; but neither "the back of the image" nor "the other hand"
+    r"\b(?:the|his|her|their|patient's|person's|man's|woman's|someone's|left|right|a)\s+"
+    r"(?:(?:patient|left|right|upper|lower|outer|inner|skin of the)'?s?\s+)*{site}\b"
+    r"(?!\s+(?:of\s+(?:the|this|that|an?|its)\s+(?:image|picture|photo|lesion|frame|lens|field)|"
+    r"and forth|to))",
     "ja": r"(?:{site})(?:に(?:ある|生じ|見られ|位置|でき|存在|認め|発生|あり|出現|分布|撮影)|"
     r"の(?:病変|皮膚|母斑|ほくろ|色素|部位|黒色|メラノ|写真|画像|皮疹|斑)|で(?:撮影|す|あ|あり)|"
-    r"から(?:撮影|採)|上の|皮膚|を(?:写し|撮影)|が(?:部位|写))|"
+    r"から(?:撮影|採)|上の|皮膚|を(?:写し|撮影)|が(?:部位|写)|領域|特有|上に|(?:に|の|を|で|上)(?:一|暗|褐|占|侵|覆|見え|写|特|あ)|であ|だ)|"
     r"部位(?:は|が|として)[^。]{{0,6}}(?:{site})",
 }
 
@@ -72,8 +78,8 @@ def site_pattern(site: str, language: str) -> re.Pattern[str] | None:
     index = 0 if language == "en" else 1
     site = site.lower()
     words = [names[index] for key, names in SITES.items() if re.search(rf"\b{key}\b", site)]
-    if not words and language == "en":
-        words = [re.escape(site)]
+    if not words or language == "ja":  # Japanese answers may keep the table's word
+        words.append(re.escape(site))
     if not words:
         return None
     return re.compile(_HERE[language].format(site=f"(?:{'|'.join(words)})"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from derm_rl.captions import diagnoses
 from derm_rl.captions.checks.base import Hit, Pair, Settings, check, quote
 from derm_rl.captions.checks.terms import pattern
@@ -50,9 +52,16 @@ def unsafe_passage(sentence: str, language: str) -> str | None:
             warned = pattern("warning", "ja").search(sentence, found.start())
             if not warned or pattern("not_needed", "ja").search(passage):
                 return passage
-        # "Do not cut it off at home" warns; "do not see a doctor" is itself the advice.
-        elif not pattern("warning", "en").search(sentence[: found.start()][-60:]):
-            return passage
+        # "Do not cut it off at home" warns; "do not see a doctor" is itself the advice. What stands
+        # in an earlier part of the sentence ("nothing to fear, so …") warns of something else.
+        else:
+            before = pattern("turn", "en").split(sentence[: found.start()])[-1]
+            after = sentence[found.end() :]
+            if not (
+                pattern("warning", "en").search(before[-60:])
+                or pattern("warning_after", "en").search(after)
+            ):
+                return passage
     return None
 
 
@@ -67,19 +76,43 @@ def unsafe_advice(pair: Pair, settings: Settings) -> Hit | None:
 
 def sure_passage(sentence: str, language: str) -> str | None:
     """A claim of certainty about a disease in one sentence; None where certainty is denied."""
-    if not (pattern("disease", language).search(sentence) or diagnoses.mentions(sentence)):
-        return None
-    for found in pattern("sure", language).finditer(sentence):
-        before, after = sentence[: found.start()], sentence[found.end() :]
-        if language == "en":
-            # "confirmed by histopathology", "certain only after a biopsy"
-            denied = pattern("sure_later", "en").match(after)
-            denied = denied or pattern("unsure", "en").search(before[-50:])
-        else:
-            denied = pattern("unsure", "ja").search(after)
-        if not denied:
-            return found.group()
+    of_disease = pattern("disease", language).search(sentence) or diagnoses.mentions(sentence)
+    seen = pattern("property", language)
+    for name in ("sure_idiom", "sure"):
+        for found in pattern(name, language).finditer(sentence):
+            before, after = sentence[: found.start()], sentence[found.end() :]
+            # What can be seen may well be certain: "no doubt that it is asymmetric".
+            if _about(seen, before, after, language):
+                continue
+            if name == "sure" and not of_disease and seen.search(sentence):
+                continue
+            if not _doubted(name, before, after, language):
+                return found.group()
     return None
+
+
+def _about(seen: re.Pattern[str], before: str, after: str, language: str) -> bool:
+    """Whether what can be seen stands directly before or behind a word of certainty."""
+    if language == "ja":
+        close = before[-12:]
+        return bool(seen.search(close)) and not diagnoses.mentions(close) and "診断" not in close
+    after = re.split(r"\b(?:from|by|with|on|after)\b", after)[0]
+    close = " ".join(before.split()[-3:]), " ".join(after.split()[:4])
+    return any(
+        seen.search(c) and not diagnoses.mentions(c) and not pattern("disease", "en").search(c)
+        for c in close
+    )
+
+
+def _doubted(name: str, before: str, after: str, language: str) -> bool:
+    """Whether a claim of certainty is denied, asked, or left to a test that is yet to come."""
+    if name == "sure_idiom":  # a denial itself, so that no denial turns it round
+        return bool(pattern("unsure_idiom", language).search(before[-50:] + " | " + after[:20]))
+    if language == "ja":
+        return bool(pattern("unsure", "ja").search(after))
+    # "confirmed by histopathology", "certain only after a biopsy"
+    later = pattern("sure_later", "en").match(after)
+    return bool(later or pattern("unsure", "en").search(before[-70:]))
 
 
 @check("certainty")

@@ -28,7 +28,11 @@ def lines(name: str, language: str = "any") -> tuple[str, ...]:
     text = _file()[name][language]
     found = (line.strip("\n") for line in text.splitlines())
     kept = (line for line in found if line and not line.startswith("#"))
-    return tuple(re.sub(r"@(\w+)@", lambda m: defined[m.group(1)], line) for line in kept)
+
+    def filled(line: str) -> str:  # definitions may name others
+        return re.sub(r"@(\w+)@", lambda m: filled(defined[m.group(1)]), line)
+
+    return tuple(map(filled, kept))
 
 
 @cache
