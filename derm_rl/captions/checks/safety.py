@@ -94,7 +94,7 @@ def sure_passage(sentence: str, language: str) -> str | None:
 def _about(seen: re.Pattern[str], before: str, after: str, language: str) -> bool:
     """Whether what can be seen stands directly before or behind a word of certainty."""
     if language == "ja":
-        close = before[-12:]
+        close = re.split("ば[、,]", before[-12:])[-1]
         return bool(seen.search(close)) and not diagnoses.mentions(close) and "診断" not in close
     after = re.split(r"\b(?:from|by|with|on|after)\b", after)[0]
     close = " ".join(before.split()[-3:]), " ".join(after.split()[:4])
