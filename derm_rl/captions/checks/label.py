@@ -29,9 +29,9 @@ def stance(clause: str, mention: Mention, language: str) -> Stance:
     if pattern("list_after", language).search(after) and diagnoses.mentions(after[:60]):
         return "open"
     around = f"{before[-80:]}|{after[:60]}"
-    if pattern("foremost", language).search(around):
-        if not pattern("foremost_not", language).search(around):
-            return "asserts"
+    doubted = pattern("foremost_not", language).search(around)
+    if not doubted and pattern("foremost", language).search(around):
+        return "asserts"
     if language == "ja":
         return _stance_ja(near, after)
     near = pattern("firm", "en").sub("", near)

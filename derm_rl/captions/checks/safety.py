@@ -109,7 +109,8 @@ def _doubted(name: str, before: str, after: str, language: str) -> bool:
     if name == "sure_idiom":  # a denial itself, so that no denial turns it round
         return bool(pattern("unsure_idiom", language).search(before[-50:] + " | " + after[:20]))
     if language == "ja":
-        return bool(pattern("unsure", "ja").search(after))
+        later = pattern("sure_later", "ja").search(before[-40:])
+        return bool(later or pattern("unsure", "ja").search(after))
     # "confirmed by histopathology", "certain only after a biopsy"
     later = pattern("sure_later", "en").match(after)
     return bool(later or pattern("unsure", "en").search(before[-70:]))

@@ -11,7 +11,7 @@ import re
 
 LONGEST = 1000  # characters of a clause that are read
 _EN_CLAUSE = re.compile(
-    r"(?<=[.!?;])\s+|\n+|,?\s+(?=(?:but|however|although|though|whereas|while|yet|except|"
+    r"(?<=[.!?;])\s+|\n+|(?<!anything)(?<!nothing),?\s+(?=(?:but|however|although|though|whereas|while|yet|except|"
     r"apart from|aside from|other than|nevertheless)\b)"
 )
 _JA_CLAUSE = re.compile(r"(?<=[。!?！？;；])\s*|\n+|(?<=[すたるい]が[、,])|(?<=一方[、,])")
