@@ -3,9 +3,9 @@
 A fault is planted where the truth is known, so that each planted pair is wrong for certain: a
 measurement is contradicted only where it agrees with the phantom's truth. Wordings are data
 (``faults.yaml``), shared with no check. *Development* ones were looked at while the checks were
-made; those *held out* were written by somebody who did not know the checks, and no check was changed
-for them: only they say how a check does on wordings it has not met. Faults of form (a cut answer,
-broken JSON, a copy, …) need no wordings: they are *made*.
+made; those *held out* were written by somebody who did not know the checks, and no check was
+changed for them: only they say how a check does on wordings it has not met. Faults of form (a cut
+answer, broken JSON, a copy, …) need no wordings: they are *made*.
 """
 
 from __future__ import annotations
