@@ -28,6 +28,7 @@ from derm_rl.captions.schema import (
     Question,
     Reply,
 )
+from derm_rl.captions.wording import WORDING, expand
 
 GOOD = {
     "en": "The lesion lies in the centre of the image. Its surface was photographed in good light, "
@@ -150,6 +151,34 @@ def test_correct_answers_in_other_words_are_left_alone(mode):
         about.append({"image_id": f"i{number}", "age": 55.0, "sex": "male", "site": "back"})
     assert len(rows) >= 60
     found = checks.run(table(*rows), pd.DataFrame(about), workers=1)
+    assert found.empty, found[["check", "reason"]].to_dict("records")
+
+
+class Anything(dict):
+    """A value for every slot."""
+
+    def __missing__(self, slot):
+        return "99"
+
+
+def said(pool):
+    if isinstance(pool, str):
+        yield pool
+    elif isinstance(pool, dict | list | tuple):
+        for part in pool.values() if isinstance(pool, dict) else pool:
+            yield from said(part)
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_whatever_the_rule_based_teacher_can_say_is_left_alone(language):
+    pools = {k: v for k, v in vars(WORDING[language]).items() if k != "ABSTAIN"}
+    templates = sorted({text for text in said(pools) if len(text) >= 12})
+    answers = [expand(t, Random(n), Anything()) for t in templates for n in range(3)]
+    rows = [row(a, language, n, mode="grounded", label=None) for n, a in enumerate(answers)]
+    assert len(rows) > 800
+    found = checks.run(table(*rows), workers=1)
+    free = ("refusal", "prompt_leak", "metadata_leak", "label", "unsafe_advice", "certainty")
+    found = found[found["check"].isin(free)]
     assert found.empty, found[["check", "reason"]].to_dict("records")
 
 
