@@ -60,8 +60,7 @@ BARS = (
 SMALL = ["image_size=32", "finetune.steps=600"]
 
 SHARED = {
-    "method": "lora", "images_per_prompt": 8, "prompts_per_epoch": 8, "prompt_focus": 0.0,
-    "rewards": {"hard": 1.0},
+    "method": "lora", "images_per_prompt": 8, "prompts_per_epoch": 8, "rewards": {"hard": 1.0},
     "batch_size": 128, "eval_images_per_prompt": 8, "eval_inference_steps": 20,
     "checkpoint_every": 5, "mixed_precision": "bf16",
 }  # fmt: skip

@@ -162,14 +162,7 @@ class DDPOConfig(Section):
     )
     epochs: int = count("rounds of sample, reward, advantage, update")
     images_per_prompt: int = count("images of each prompt in an epoch", 2)
-    prompts_per_epoch: int | None = Field(
-        ge=1, description="groups of images_per_prompt an epoch; null = as many as prompts"
-    )
-    prompt_focus: float = Field(
-        ge=0,
-        description="prompts with low rewards are drawn more often: their shortfall to the best "
-        "reward, to this power; 0 = all alike, as published",
-    )
+    prompts_per_epoch: int | None = Field(ge=1, description="random prompts an epoch; null = all")
     inference_steps: int = count("denoising steps of a sample", 2)
     eta: float = fraction("stochasticity of DDIM; 1 as published", gt=0)
     stochastic_steps: int | None = Field(

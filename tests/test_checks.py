@@ -174,7 +174,10 @@ def test_whatever_the_rule_based_teacher_can_say_is_left_alone(language):
     pools = {k: v for k, v in vars(WORDING[language]).items() if k != "ABSTAIN"}
     templates = sorted({text for text in said(pools) if len(text) >= 12})
     answers = [expand(t, Random(n), Anything()) for t in templates for n in range(3)]
-    rows = [row(a, language, n, mode="grounded", label=None) for n, a in enumerate(answers)]
+    rows = [
+        row(a, language, n, mode="grounded", label=None, diagnosis=None)
+        for n, a in enumerate(answers)
+    ]
     assert len(rows) > 800
     found = checks.run(table(*rows), workers=1)
     free = ("refusal", "prompt_leak", "metadata_leak", "label", "unsafe_advice", "certainty")

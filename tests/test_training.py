@@ -1,6 +1,5 @@
 """Stage 1 and stage 2 on a tiny pipeline: they learn, and an interruption changes nothing."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -8,8 +7,6 @@ from train_tiny import brightness, task_of
 
 from derm_rl import config, pipeline, prompts
 from derm_rl.ddpo import trainer
-from derm_rl.ddpo.advantages import PromptStatistics
-from derm_rl.ddpo.sampling import epoch_prompts
 from derm_rl.finetune import examples
 from derm_rl.finetune import train as finetune
 from derm_rl.training import load_checkpoint, previous, save_checkpoint
@@ -38,8 +35,7 @@ def finetune_settings(**changes):
 
 def ddpo_settings(**changes):
     settings = {
-        "epochs": 4, "images_per_prompt": 8, "prompts_per_epoch": None, "prompt_focus": 0.0,
-        "inference_steps": 4,
+        "epochs": 4, "images_per_prompt": 8, "prompts_per_epoch": None, "inference_steps": 4,
         "batch_size": 64, "updates_per_epoch": 1, "timestep_fraction": 1.0, "drop_last_steps": 0,
         "checkpoint_every": 1, "eval_every": 2, "eval_images_per_prompt": 2, "min_count": 2,
     }  # fmt: skip
@@ -113,46 +109,6 @@ def test_a_torn_checkpoint_never_takes_the_place_of_the_one_before(tmp_path, cap
     save_checkpoint(path, {"epoch": 3}, "mine")
     path.unlink()  # a kill between the two moves of a save leaves this
     assert load_checkpoint(path, "mine")["epoch"] == 1 and previous(path).is_file()
-
-
-def remembering(means, n=8):
-    statistics = PromptStatistics(32, 4)
-    for prompt, mean in means.items():
-        statistics.extend(np.full(n, prompt), np.linspace(mean - 0.1, mean + 0.1, n))
-    return statistics
-
-
-def test_a_prompt_falls_short_of_the_best_reward_and_an_unseen_one_most_of_all():
-    statistics = remembering({0: 0.9, 1: 0.5})
-    np.testing.assert_allclose(statistics.shortfall([1, 0, 7]), [0.5, 0.1, 0.5])
-    np.testing.assert_allclose(PromptStatistics(32, 4).shortfall([3, 4]), [1, 1])
-
-
-def drawn(statistics, epoch=0, **changes):
-    settings = ddpo_settings(images_per_prompt=2, **changes)
-    return epoch_prompts(6, settings, statistics, 0, epoch)
-
-
-@pytest.mark.parametrize("statistics", [remembering({}), remembering({0: 0.9, 1: 0.1, 2: 0.5})])
-def test_without_focus_every_prompt_is_drawn_once_or_a_random_part(statistics):
-    parts = set()
-    for epoch in range(40):
-        assert drawn(statistics, epoch, prompt_focus=0.0).bincount().tolist() == [2] * 6
-        part = drawn(statistics, epoch, prompt_focus=0.0, prompts_per_epoch=3)
-        assert sorted(part.bincount(minlength=6).tolist()) == [0, 0, 0, 2, 2, 2]
-        parts.add(tuple(sorted(part.unique().tolist())))
-    assert len(parts) > 8
-
-
-def test_with_focus_prompts_are_drawn_as_their_shortfall_says():
-    statistics = remembering({0: 0.9, 1: 0.9, 2: 0.9, 3: 0.8, 4: 0.7, 5: 0.6})
-    share = np.array([0.1, 0.1, 0.1, 0.2, 0.3, 0.4]) ** 2
-    expected = 6 * share / share.sum()
-    epochs = (drawn(statistics, epoch, prompt_focus=2.0) for epoch in range(400))
-    counts = np.array([ids.bincount(minlength=6).numpy() / 2 for ids in epochs])
-    assert (counts.sum(1) == 6).all()
-    assert ((counts == np.floor(expected)) | (counts == np.ceil(expected))).all()
-    np.testing.assert_allclose(counts.mean(0), expected, atol=0.08)
 
 
 def test_ddpo_raises_a_reward_that_can_be_raised(tiny_pipeline_folder, tmp_path):

@@ -45,16 +45,6 @@ class PromptStatistics:
         buffer = self.rewards.get(int(prompt), ())
         return np.array(buffer) if len(buffer) >= self.min_count else None
 
-    def shortfall(self, prompts: Sequence[int]) -> np.ndarray:
-        """How far the mean of each prompt's rewards is below the best reward that is remembered.
-
-        A prompt of which nothing is remembered has the largest shortfall of all, 1 if none is.
-        """
-        means = {p: float(np.mean(r)) for p, r in self.rewards.items() if r}
-        best = max((max(r) for r in self.rewards.values() if r), default=1.0)
-        unseen = max((best - mean for mean in means.values()), default=1.0)
-        return np.array([best - means[p] if p in means else unseen for p in prompts])
-
     def state_dict(self) -> dict[int, list[float]]:
         return {prompt: list(buffer) for prompt, buffer in self.rewards.items()}
 

@@ -14,7 +14,6 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from derm_rl import rewards
-from derm_rl.ddpo.advantages import PromptStatistics
 from derm_rl.ddpo.alarm import look, thumbnails
 from derm_rl.ddpo.policy import Steps, Trajectory, Transition, ddim_steps, replay, rollout
 from derm_rl.pipeline import decode_latents, encode_prompts
@@ -162,29 +161,6 @@ class Policy:
             self.guidance_scale,
             action=batch.latents[image, k + 1],
         )
-
-
-def epoch_prompts(
-    prompts_in_all: int,
-    settings: DDPOConfig,
-    statistics: PromptStatistics,
-    seed: int,
-    epoch: int,
-) -> Tensor:
-    """Prompt ids (B,) of one epoch, each several times in a row: more of those that fall short.
-
-    Each of the epoch's places goes to a prompt in proportion to its shortfall to the power of
-    ``prompt_focus``, by systematic sampling: as often as its share says, rounded up or down. With
-    ``prompt_focus`` 0 that is every prompt once, or a random subset.
-    """
-    random = generator(seed, "prompts", epoch)
-    order = torch.randperm(prompts_in_all, generator=random)
-    places = settings.prompts_per_epoch or prompts_in_all
-    weight = statistics.shortfall(order.tolist()) ** settings.prompt_focus
-    share = np.cumsum(weight if weight.any() else np.ones(prompts_in_all))
-    at = (np.arange(places) + torch.rand(1, generator=random).item()) / places
-    chosen = order[np.searchsorted(share / share[-1], at, side="right")]
-    return chosen.repeat_interleave(settings.images_per_prompt)
 
 
 def on_host(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

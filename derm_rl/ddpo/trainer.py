@@ -29,7 +29,7 @@ from derm_rl.config import Config
 from derm_rl.ddpo import alarm
 from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages
 from derm_rl.ddpo.direct import direct_update
-from derm_rl.ddpo.sampling import Batch, Policy, Task, epoch_prompts, on_host, score_row
+from derm_rl.ddpo.sampling import Batch, Policy, Task, on_host, score_row
 from derm_rl.ddpo.update import State, check_failures, update
 from derm_rl.io import write_csv
 from derm_rl.pipeline import load, save
@@ -39,6 +39,7 @@ from derm_rl.training import (
     accelerator_of,
     cosine_learning_rate,
     discard_checkpoint,
+    generator,
     identity,
     launched,
     load_checkpoint,
@@ -132,7 +133,7 @@ def train(
         began = time.perf_counter()
         policy.for_epoch(epoch, seed)
         row["guidance_scale"] = policy.guidance_scale
-        every = epoch_prompts(len(task.texts), settings, state.statistics, seed, epoch)
+        every = epoch_prompts(len(task.texts), settings, seed, epoch)
         if settings.direct_steps:
             sampled = began
             row |= direct_update(policy, every, state, seed, epoch)
@@ -187,6 +188,13 @@ def policy_gradient(
         state.failures += settings.updates_per_epoch
         return row | {"failed_updates": settings.updates_per_epoch}
     return row | update(policy, batch, advantage, state, seed, epoch)
+
+
+def epoch_prompts(prompts_in_all: int, settings: DDPOConfig, seed: int, epoch: int) -> Tensor:
+    """Prompt ids (B,) of one epoch: a fresh random subset, or all, each several times in a row."""
+    order = torch.randperm(prompts_in_all, generator=generator(seed, "prompts", epoch))
+    chosen = order[: settings.prompts_per_epoch or prompts_in_all]
+    return chosen.repeat_interleave(settings.images_per_prompt)
 
 
 def share_out(
