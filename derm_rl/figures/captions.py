@@ -175,9 +175,8 @@ def check_outcomes(config: Config) -> Picture:
     kinds = [k for k in QUESTION_TYPES if (made["question_type"] == k).any()]
     names = sorted(set(report["check"].dropna()) | set(flags["check"]))
     kind_of = made.set_index("pair_id")["question_type"]
-    hits = flags.drop_duplicates(["pair_id", "check"]).assign(
-        kind=lambda f: f["pair_id"].map(kind_of)
-    )
+    hits = pd.concat([flags, flags.assign(check="any")]).drop_duplicates(["pair_id", "check"])
+    hits = hits.assign(kind=hits["pair_id"].map(kind_of))
     counts = hits.groupby(["check", "kind"]).size().unstack(fill_value=0)
     counts = counts.reindex(index=names, columns=kinds, fill_value=0)
     share = counts / made["question_type"].value_counts().reindex(kinds)
@@ -191,8 +190,8 @@ def check_outcomes(config: Config) -> Picture:
         ax.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "0.3")
     ax.set_xticks(range(len(kinds)), [label(k) for k in kinds], rotation=30, ha="right", fontsize=8)
     ax.set_yticks(range(len(names)), [label(n) for n in names], fontsize=8)
-    flagged = made["pair_id"].isin(flags["pair_id"]).mean()
-    ax.set_title(f"Pairs flagged: {flagged:.1%} of {len(made):,}{note(config)}", fontsize=9)
+    flagged = made["pair_id"].isin(flags["pair_id"]).sum()
+    ax.set_title(f"Pairs flagged: {flagged:,} of {len(made):,}{note(config)}", fontsize=9)
     save_fig(fig, "captions_checks", report, config)
     return fig
 
