@@ -362,6 +362,26 @@ def test_a_run_killed_ten_times_gives_the_same_release(tmp_path):
     assert tree(found[0]) == tree(found[1])
 
 
+def test_the_figure_of_outcomes_counts_a_pair_flagged_twice_once(made):
+    from derm_rl.captions import checks
+    from derm_rl.figures.captions import check_outcomes, flagged_by_type
+
+    rows, _ = pairs.load(made)
+    several = rows.groupby("question_type")["pair_id"].nunique().idxmax()
+    first, second = rows.loc[rows["question_type"] == several, "pair_id"].iloc[:2]
+    flags = pd.DataFrame(
+        [(first, "label"), (first, "length"), (second, "length")], columns=["pair_id", "check"]
+    )
+    counts, share = flagged_by_type(checks.report(rows, flags))
+    found = counts[several]
+    assert (found["any"], found["label"], found["length"], found.sum()) == (2, 1, 2, 5)
+    assert counts.to_numpy().sum() == 5 and counts.index[0] == "any"
+    total = (rows["question_type"] == several).sum()
+    assert share.loc["any", several] == 2 / total
+    assert check_outcomes(made) is not None
+    assert (made.figures_dir / "captions_checks.csv").exists()
+
+
 def test_json_of_findings_is_read_by_whoever_opens_the_table(made):
     rows, _ = pairs.load(made)
     for text in rows["findings"]:

@@ -168,18 +168,27 @@ def answer_lengths(config: Config) -> Picture:
     return fig
 
 
+def flagged_by_type(report: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Pairs flagged, and their share, by check (rows, "any" first) and question type, all sources.
+
+    Args:
+        report: as :func:`derm_rl.captions.checks.report` makes it.
+    """
+    sums = report[report["source"] != "all"].groupby(["check", "question_type"])
+    sums = sums[["flagged", "pairs"]].sum()
+    flagged = sums["flagged"].unstack(fill_value=0)
+    kinds = [k for k in QUESTION_TYPES if k in flagged]
+    names = ["any", *sorted(set(flagged.index) - {"any"})]
+    flagged, pairs = (t.loc[names, kinds] for t in (flagged, sums["pairs"].unstack(fill_value=0)))
+    return flagged, flagged / pairs
+
+
 def check_outcomes(config: Config) -> Picture:
     """Share of the pairs that each check flags, by question type."""
     made, flags = stage.load(config)
     report = read_csv(config.require(stage.STAGE) / "checks.csv")
-    kinds = [k for k in QUESTION_TYPES if (made["question_type"] == k).any()]
-    names = sorted(set(report["check"].dropna()) | set(flags["check"]))
-    kind_of = made.set_index("pair_id")["question_type"]
-    hits = pd.concat([flags, flags.assign(check="any")]).drop_duplicates(["pair_id", "check"])
-    hits = hits.assign(kind=hits["pair_id"].map(kind_of))
-    counts = hits.groupby(["check", "kind"]).size().unstack(fill_value=0)
-    counts = counts.reindex(index=names, columns=kinds, fill_value=0)
-    share = counts / made["question_type"].value_counts().reindex(kinds)
+    counts, share = flagged_by_type(report)
+    kinds, names = counts.columns, counts.index
     fig, [[ax]] = axes(1, 1, 7.2, 1.4 + 0.27 * len(names))
     ax.imshow(share.to_numpy(float), cmap="Reds", vmin=0, vmax=max(0.02, share.max().max()),
               aspect="auto")  # fmt: skip
