@@ -180,7 +180,7 @@ def test_whatever_the_rule_based_teacher_can_say_is_left_alone(language):
     ]
     assert len(rows) > 800
     found = checks.run(table(*rows), workers=1)
-    free = ("refusal", "prompt_leak", "metadata_leak", "label", "unsafe_advice", "certainty")
+    free = ("refusal", "prompt_leak", "metadata_leak", "unsafe_advice", "certainty")
     found = found[found["check"].isin(free)]
     assert found.empty, found[["check", "reason"]].to_dict("records")
 

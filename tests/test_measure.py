@@ -96,6 +96,14 @@ def test_a_pear_is_asymmetric_in_shape_and_a_rosette_is_not():
     assert pear.asymmetric_axes == 1 and rosette.asymmetric_axes == 0
 
 
+def test_shape_and_colour_that_differ_at_the_same_fold_make_one_axis():
+    y, x = (np.mgrid[:96, :96] - 47.5) * np.array([1.0, 1.2])[:, None, None]
+    r, angle = np.hypot(x, y), np.arctan2(y, x)
+    edge = r - 24 * (1 + 0.22 * np.cos(3 * angle))
+    m = measure(pixels(put(put(canvas(), edge, BROWN), np.maximum(edge, -x), BLACK)))
+    assert m.segmented and m.asymmetric_axes == 1
+
+
 def test_a_leaning_pear_is_asymmetric_in_two_axes_however_even_its_colour():
     y, x = (np.mgrid[:96, :96] - 47.5) * np.array([1.0, 1.3])[:, None, None]
     r, angle = np.hypot(x, y), np.arctan2(y, x)

@@ -104,6 +104,9 @@ class Ledger:
                 raise LedgerError(f"{self.path}: ledger version {version}, newer than this program")
             if version < _VERSION:
                 self._create()
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise LedgerError(f"{self.path}: cannot be opened ({error}); is it in use?") from error
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise LedgerError(f"{self.path}: not a ledger ({error})") from error

@@ -179,7 +179,8 @@ def flagged_by_type(report: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     flagged = sums["flagged"].unstack(fill_value=0)
     kinds = [k for k in QUESTION_TYPES if k in flagged]
     names = ["any", *sorted(set(flagged.index) - {"any"})]
-    flagged, pairs = (t.loc[names, kinds] for t in (flagged, sums["pairs"].unstack(fill_value=0)))
+    pairs = sums["pairs"].unstack(fill_value=0).reindex(index=names, columns=kinds)
+    flagged = flagged.reindex(index=names, columns=kinds, fill_value=0)
     return flagged, flagged / pairs
 
 
