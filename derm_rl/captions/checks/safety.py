@@ -35,9 +35,19 @@ def _refusing(sentence: str, pair: Pair) -> Hit | None:
     if pair.text("question_type") == "creativity":
         return None  # stories and dialogues have an "I"
     found = pattern("speaker", language).search(sentence)
-    if found and not pattern("speaker_sees", language).search(sentence):
+    if found and not (
+        pattern("speaker_sees", language).search(sentence) or _says_much(sentence, language)
+    ):
         return 0.6, f"speaks of itself: {quote(sentence)}"
     return None
+
+
+def _says_much(sentence: str, language: str) -> bool:
+    """Whether a sentence speaks of the lesion or a diagnosis: then it is no refusal."""
+    seen = pattern("property", language).search(sentence)
+    return bool(seen or pattern("disease", language).search(sentence)) or bool(
+        diagnoses.mentions(sentence)
+    )
 
 
 def unsafe_passage(sentence: str, language: str) -> str | None:
