@@ -10,7 +10,8 @@
 - ``faults``: faults planted in half of the correct pairs of 3,000 phantoms, see
   :mod:`derm_rl.captions.faults`. ``planted_recall_min`` is the lowest recall of a kind, of the
   wordings that the checks were developed with; ``held_out_recall_min`` that of wordings they were
-  not; ``false_flag_rate`` the share of the correct pairs that any check flags.
+  not; ``false_flag_rate`` the share of the correct pairs that any check flags;
+  ``unseen_correct_flagged`` how many of the answers in ``correct_held_out.yaml`` are.
 - ``findings``: measurements against the truth of 2,000 phantoms that nothing was tuned on.
 - ``server``: :mod:`caption_server`.
 
@@ -32,16 +33,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from derm_rl import config, paths, provenance  # noqa: E402
-from derm_rl.captions import faults, pairs, release, sources  # noqa: E402
+from derm_rl.captions import checks, faults, pairs, release, sources  # noqa: E402
+from derm_rl.captions.agreement import wilson  # noqa: E402
 from derm_rl.captions.ledger import Ledger  # noqa: E402
+from derm_rl.captions.schema import PAIR_COLUMNS  # noqa: E402
 from derm_rl.io import read_json, write_csv, write_json  # noqa: E402
 from derm_rl.progress import PeakMemory  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
+UNSEEN = Path(__file__).with_name("correct_held_out.yaml")
 BARS = {
     "pairs_minutes": "at most 20", "pairs_peak_gb": "under 2",
     "planted_recall_min": "at least 0.95", "false_flag_rate": "at most 0.02",
@@ -96,10 +101,33 @@ def _recall(rows: pd.DataFrame) -> pd.Series:
     return sums["found"] / sums["n"]
 
 
+def unseen_correct() -> pd.DataFrame:
+    """How many of the correct answers in ``correct_held_out.yaml`` any check flags, by language."""
+    entries = yaml.safe_load(UNSEEN.read_text(encoding="utf-8"))
+    answers = [(e["label"], k, a) for e in entries for k in ("en", "ja") for a in e[k]]
+    rows = pd.DataFrame(answers, columns=["label", "language", "answer"])
+    number = rows.index.astype(str)
+    rows = rows.assign(
+        pair_id=number, image_id=number, conversation=number, question_type="overview",
+        style="single", turn=0, mode="blind", question="?", findings="[]", confidence=0.5,
+        abstained=False, teacher="written", status="ok", reason="", source="written",
+    )  # fmt: skip
+    flags = checks.run(rows.reindex(columns=PAIR_COLUMNS), workers=1)
+    flagged = rows.assign(flagged=rows["pair_id"].isin(flags["pair_id"]))
+    counts = flagged.groupby("language")["flagged"].agg(n="size", found="sum").reset_index()
+    bounds = [wilson(f, n) for f, n in zip(counts["found"], counts["n"], strict=True)]
+    return counts.assign(
+        kind="none", check="any", part="held_out", value=[b.value for b in bounds],
+        low=[b.low for b in bounds], high=[b.high for b in bounds],
+    )  # fmt: skip
+
+
 def planted(images: int, seed: int) -> dict[str, Any]:
     found, frame, measured = asked(images, seed)
     table = faults.evaluate(found, frame, measured, seed, faults.truths(frame))
-    write_csv(RESULTS / "captions_faults.csv", table)
+    unseen_answers = unseen_correct()
+    both = pd.concat([table, unseen_answers])[table.columns]
+    write_csv(RESULTS / "captions_faults.csv", both)
     print(table.round(3).to_string(index=False))
     wrong = table[table["kind"] != "none"]
     held = wrong["part"] == "held_out"
@@ -112,6 +140,8 @@ def planted(images: int, seed: int) -> dict[str, Any]:
         "held_out_recall_min": round(float(unseen.min()), 4),
         "held_out_recall_mean": round(float(unseen.mean()), 4),
         "held_out_recall_worst_kind": str(unseen.idxmin()),
+        "unseen_correct": int(unseen_answers["n"].sum()),
+        "unseen_correct_flagged": int(unseen_answers["found"].sum()),
         "correct_pairs": int(clean["n"].sum()),
         "false_flag_rate": round(float(clean["found"].sum() / clean["n"].sum()), 5),
     }
