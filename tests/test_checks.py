@@ -179,7 +179,8 @@ def test_whatever_the_rule_based_teacher_can_say_is_left_alone(language):
         for n, a in enumerate(answers)
     ]
     assert len(rows) > 800
-    found = checks.run(table(*rows), workers=1)
+    about = [{"image_id": r["image_id"], "age": 55.0, "sex": "male", "site": "back"} for r in rows]
+    found = checks.run(table(*rows), pd.DataFrame(about), workers=1)
     free = ("refusal", "prompt_leak", "metadata_leak", "unsafe_advice", "certainty")
     found = found[found["check"].isin(free)]
     assert found.empty, found[["check", "reason"]].to_dict("records")
