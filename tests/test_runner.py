@@ -309,6 +309,15 @@ def test_no_budget_asks_nothing(ledger):
     assert (summary.asked, summary.stopped) == (0, "budget")
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stores_what_is_in_flight_and_starts_nothing_new(ledger):
     teacher = Fake(seconds=0.3)
     teacher.outcomes = {0: [lambda: _interrupt()]}
@@ -323,6 +332,7 @@ async def _interrupt():
     return reply("interrupted")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_does_not_wait_for_a_retry_or_a_pause(ledger):
     teacher = Fake({0: [TransientError("429", retry_after=600, throttled=True, pause_all=True)]})
     timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
