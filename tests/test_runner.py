@@ -311,7 +311,7 @@ def test_no_budget_asks_nothing(ledger):
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C interrupts, also where the tests run in the background of a shell, which ignores it."""
+    """Ctrl-C interrupts, also in the background of a shell, where it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
