@@ -194,6 +194,13 @@ class DDPOConfig(Section):
         description="an image's reward against: those remembered of its prompt, as published; "
         "this epoch's of its prompt; the same for each label apart"
     )
+    gae_lambda: float | None = Field(
+        ge=0,
+        le=1,
+        description="judge each step by what it changes in the reward of the image it expects, "
+        "with this λ of generalized advantage estimation (arXiv 1506.02438); null = every step by "
+        "the reward of the finished image, as published",
+    )
     advantage_clip: float = positive("largest advantage, in standard deviations")
     updates_per_epoch: int = count("optimizer steps on each epoch's samples")
     batch_size: int = count("images in a sampling pass, (image, step) pairs in a training pass")

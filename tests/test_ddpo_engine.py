@@ -123,13 +123,16 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
     assert not previous(tmp_path / "c/checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("rule", ["running", "even_images"])
+@pytest.mark.parametrize("rule", ["running", "even_images", "by step"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method, rule):
     """Also where there is an odd number of images, or nothing to do for the second process."""
-    images = 3 if rule == "running" else 4
-    changes = {"method": method, "images_per_prompt": images, "epochs": 3, "advantages": rule}
-    changes |= {"prompts_per_epoch": 3}
+    changes = {"method": method, "images_per_prompt": 3, "epochs": 3, "prompts_per_epoch": 3}
+    changes |= {
+        "running": {"advantages": "running"},
+        "even_images": {"advantages": "even_images", "images_per_prompt": 4},
+        "by step": {"gae_lambda": 0.5},
+    }[rule]
     alone = process(tiny_pipeline_folder, tmp_path / "1", **changes)
     both = process(tiny_pipeline_folder, tmp_path / "2", TWO, **changes)
     finish(alone), finish(both)
@@ -214,7 +217,7 @@ def test_a_policy_that_does_not_repeat_itself_is_found_out(
 @pytest.mark.parametrize("changes", [
     {"latents_dtype": "bfloat16"}, {"mixed_precision": "bf16"}, {"gradient_checkpointing": True},
     {"stochastic_steps": 2}, {"eval_inference_steps": 7},
-    {"advantages": "group"}, {"advantages": "per_label"},
+    {"advantages": "group"}, {"advantages": "per_label"}, {"gae_lambda": 0.5},
     {"lora_layers": "all", "method": "lora"},
     {"kl_weight": 0.1, "method": "lora"},
 ], ids=str)  # fmt: skip

@@ -1,5 +1,6 @@
 """The policy against diffusers and torch, advantages and loss in closed form."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from derm_rl.ddpo import policy
-from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, normalize
+from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, by_step, normalize
 from derm_rl.ddpo.loss import clipped_surrogate, gaussian_kl
 from derm_rl.ddpo.update import output_gradient
 
@@ -170,6 +171,42 @@ def test_small_differences_between_good_images_stay_small():
         found = advantages_of(rule, [0, 0, 1, 1], rewards, tracker)
         np.testing.assert_allclose(found, [0.05, -0.05, -1.0, 1.0], atol=1e-9)
         tracker = PromptStatistics(buffer_size=4, min_count=2, min_std=0.1)
+
+
+near = functools.partial(np.testing.assert_allclose, atol=1e-9)
+
+
+def test_steps_share_out_the_advantage_of_their_image():
+    random = np.random.default_rng(0)
+    ids = [0, 0, 0, 1, 1, 1]
+    rewards = np.array([0.1, 0.5, 0.6, 0.9, 0.7, 0.8])
+    values = rewards[:, None] + random.normal(0, 0.1, (6, 4))
+    total = advantages_of("group", ids, rewards)
+    near(by_step(ids, total, rewards, values, 0).sum(1), total)
+    whole = by_step(ids, total, rewards, values, 1)
+    near(whole[:, 0], total)  # nothing is known before the first step
+    # A baseline by least squares: what is left of the outcome is orthogonal to it.
+    scaled = np.concatenate([normalize(rewards[g], rewards[g]) for g in ([0, 1, 2], [3, 4, 5])])
+    near(total, scaled)
+    for k in range(1, 5):
+        near(whole[:, k] @ (total - whole[:, k]), 0)
+        assert whole[:, k].std() < total.std()
+    change = by_step(ids, total, rewards, values, 0)
+    half = by_step(ids, total, rewards, values, 0.5)
+    near(half[:, 2], change[:, 2] + change[:, 3] / 2 + change[:, 4] / 4)
+
+
+def test_the_step_that_decides_has_all_the_credit():
+    ids, rewards = [0] * 4, np.array([0.0, 0.0, 1.0, 1.0])
+    total = advantages_of("group", ids, rewards)
+    values = np.array([[0.5, 0.5, r, r] for r in rewards])  # decided by step 2 of 0 to 4
+    found = by_step(ids, total, rewards, values, 0)
+    near(found, np.outer(total, [0, 0, 1, 0, 0]))
+    # Values that say nothing: all is open until the last step, as published with lambda 1.
+    nothing = by_step(ids, total, rewards, np.ones((4, 4)), 1)
+    near(nothing, np.repeat(total[:, None], 5, 1))
+    same = by_step(ids, np.zeros(4), np.full(4, 0.3), values, 0.5)
+    np.testing.assert_array_equal(same, 0)
 
 
 def test_advantages_are_clipped_and_zero_without_spread():

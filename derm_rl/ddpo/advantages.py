@@ -125,3 +125,48 @@ def advantages(
         raise FloatingPointError(f"reward of images {bad[:8].tolist()} in the batch not finite")
     statistics.extend(ids, rewards.mean(1))
     return rule(ids, rewards, statistics).clip(-clip, clip)
+
+
+def by_step(
+    prompt_ids: Sequence[int],
+    advantages: np.ndarray,
+    rewards: np.ndarray,
+    values: np.ndarray,
+    gae_lambda: float,
+) -> np.ndarray:
+    """Advantages (N, K) of each denoising step, from those of the images (N,).
+
+    As published, every step of an image has the image's advantage A, though what the other steps
+    did decides most of it. Generalized advantage estimation (arXiv 1506.02438, equation 16) gives
+    a step the credit of what changed with it, and less and less of what changed later:
+
+        A_k = Σ_{j ≥ k} λ^{j-k} (V_{j+1} - V_j),    V_0 = 0,    V_K = A - (its prompt's mean)
+
+    V_k is the part of V_K that is known before step k: b_k times how far the image that the step
+    expects is above its prompt's mean, in the unit of A; b_k by least squares over the epoch. With
+    λ = 1 it is a baseline and leaves the gradient's expectation alone; a smaller λ trusts it, which
+    takes more noise away.
+
+    Args:
+        rewards: (N,), whose spread within a prompt the advantages rescale.
+        values: (N, K-1), the reward of the image that each step but the first expects.
+        gae_lambda: λ in [0, 1].
+    """
+    group = np.unique(prompt_ids, return_inverse=True)[1]
+    count = np.bincount(group)
+
+    def deviation(x: np.ndarray) -> np.ndarray:
+        return x - (np.bincount(group, x) / count)[group]
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.bincount(group, deviation(x) ** 2) / count)[group]
+
+    tiny = 1e-12
+    outcome, unit = deviation(advantages), spread(advantages) / np.maximum(spread(rewards), tiny)
+    guess = np.stack([unit * deviation(column) for column in values.T], 1)
+    slope = outcome @ guess / np.maximum((guess**2).sum(0), tiny)
+    known = np.column_stack([guess * slope, outcome])
+    change = np.diff(known, axis=1, prepend=0.0)
+    for k in reversed(range(change.shape[1] - 1)):
+        change[:, k] += gae_lambda * change[:, k + 1]
+    return change

@@ -157,6 +157,7 @@ class Transition(NamedTuple):
     action: Tensor  # x_{t-1} (B, C, h, w)
     log_prob: Tensor  # (B,), 0 where the step is deterministic
     mean: Tensor  # μ (B, C, h, w)
+    predicted: Tensor  # x0 (B, C, h, w) as the model expects it
 
 
 def replay(
@@ -191,15 +192,18 @@ def replay(
     density = steps.stochastic[k].to(mean.device).expand(len(mean))
     safe = torch.where(steps.stochastic[k], sigma, 1.0)
     score = log_prob(action.float(), mean, safe)
-    return Transition(action.float(), torch.where(density, score, 0.0), mean)
+    predicted = _per_sample(steps.x0_x[k], latents) * latents
+    predicted = predicted + _per_sample(steps.x0_out[k], latents) * output.detach()
+    return Transition(action.float(), torch.where(density, score, 0.0), mean, predicted)
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """B images' denoising: latents (B, K+1, C, h, w), noise first, and log-probs (B, K)."""
+    """B images' denoising of K steps."""
 
-    latents: Tensor
-    log_probs: Tensor
+    latents: Tensor  # (B, K+1, C, h, w), noise first
+    log_probs: Tensor  # (B, K)
+    predicted: Tensor  # (B, K, C, h, w): the x0 that each step expects, before its noise
 
 
 def rollout(
@@ -221,7 +225,7 @@ def rollout(
             taken as given, which bounds the memory and the growth of the gradient.
     """
     first = noise[:, 0].to(storage)
-    latents, log_probs = [first], []
+    latents, log_probs, predicted = [first], [], []
     for k in range(len(steps)):
         with torch.set_grad_enabled(k >= len(steps) - gradient_steps):
             step = replay(
@@ -237,4 +241,5 @@ def rollout(
             )
         latents.append(step.action.to(storage))
         log_probs.append(step.log_prob)
-    return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1))
+        predicted.append(step.predicted)
+    return Trajectory(*[torch.stack(each, 1) for each in (latents, log_probs, predicted)])

@@ -41,6 +41,7 @@ class Batch:
     latents: Tensor  # (B, K+1, C, h, w)
     log_probs: Tensor  # (B, K)
     rewards: Tensor  # (B, L), their mean over L is the reward
+    values: Tensor  # (B, K-1) of :meth:`Policy.values`
     thumbnails: Tensor  # (B, D) small images
     scores: dict[str, Tensor]  # (B,) each: the reward, what is watched, the look of the images
 
@@ -112,9 +113,21 @@ class Policy:
             self.denoise, self.steps, self.noise(number, *seeds), self.embeds[prompt], self.null,
             self.guidance_scale, self.storage, gradient_steps,
         )  # fmt: skip
-        latents = path.latents[:, -1].float()
+        return path, self.decode(path.latents[:, -1].float())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of latents (B, C, h, w), as many at once as the settings allow."""
         slices = latents.split(self.settings.decode_batch_size or len(latents))
-        return path, torch.cat([decode_latents(self.pipe, part) for part in slices])
+        return torch.cat([decode_latents(self.pipe, part) for part in slices])
+
+    @torch.no_grad()
+    def values(self, path: Trajectory, prompt: Tensor) -> Tensor:
+        """Reward (B, K-1) of the image that each step but the first expects; (B, 0) if unused."""
+        if self.settings.gae_lambda is None:
+            return torch.empty(len(prompt), 0)
+        wanted = self.task.wanted[prompt].to(path.latents.device)
+        expected = path.predicted[:, 1:].unbind(1)
+        return torch.stack([self.task.reward(self.decode(x), wanted).float() for x in expected], 1)
 
     def judge(self, images: Tensor, prompt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards (B, L) of images (B, 3, H, W) of prompts (B,), and their scores (B,) by name."""
@@ -137,7 +150,9 @@ class Policy:
         @torch.no_grad()  # a thread begins with gradients on
         def finish(ids: Tensor, path: Trajectory, images: Tensor) -> Batch:
             terms, scores = self.judge(images, ids)
-            return Batch(ids, path.latents, path.log_probs, terms, thumbnails(images), scores)
+            values = self.values(path, ids)
+            kept = (path.latents, path.log_probs, terms, values, thumbnails(images))
+            return Batch(ids, *kept, scores)
 
         with ThreadPoolExecutor(1) as pool:
             parts = []

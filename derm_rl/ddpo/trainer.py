@@ -27,7 +27,7 @@ from tqdm import tqdm
 from derm_rl import classifier, data, prompts, rewards
 from derm_rl.config import Config
 from derm_rl.ddpo import alarm
-from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages
+from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, by_step
 from derm_rl.ddpo.direct import direct_update
 from derm_rl.ddpo.sampling import Batch, Policy, Task, on_host, score_row
 from derm_rl.ddpo.update import State, check_failures, update
@@ -50,6 +50,7 @@ from derm_rl.training import (
 )
 
 STAGE = "04_ddpo"
+PER_IMAGE = ("rewards", "values", "thumbnails")  # of a batch, beside its scores
 
 
 def train(
@@ -180,14 +181,19 @@ def policy_gradient(
 ) -> dict[str, float]:
     """Advantages of an epoch's samples, and the updates they ask for; a row of the log."""
     settings = policy.settings
-    row = score_row({n: v for n, v in everyone.items() if n not in ("rewards", "thumbnails")})
+    row = score_row({n: v for n, v in everyone.items() if n not in PER_IMAGE})
     rule, clip = RULES[settings.advantages], settings.advantage_clip
     try:
         advantage = advantages(rule, prompt.tolist(), everyone["rewards"], state.statistics, clip)
     except FloatingPointError:  # a reward is not finite
         state.failures += settings.updates_per_epoch
         return row | {"failed_updates": settings.updates_per_epoch}
-    return row | update(policy, batch, advantage, state, seed, epoch)
+    if settings.gae_lambda is None:
+        credit = np.repeat(advantage[:, None], len(policy.steps), 1)
+    else:
+        total, values = everyone["rewards"].mean(1), everyone["values"]
+        credit = by_step(prompt.tolist(), advantage, total, values, settings.gae_lambda)
+    return row | update(policy, batch, credit, state, seed, epoch)
 
 
 def epoch_prompts(prompts_in_all: int, settings: DDPOConfig, seed: int, epoch: int) -> Tensor:
@@ -204,12 +210,12 @@ def share_out(
 
     Returns:
         this process's images: every ``world``-th, beginning with its rank; and of all images
-        (B, …), in the order of ``prompt``, the rewards by label, thumbnails and scores.
+        (B, …), in the order of ``prompt``, what ``PER_IMAGE`` names and the scores.
     """
     world, rank = policy.accelerator.num_processes, policy.accelerator.process_index
     number = torch.arange(len(prompt))[rank::world]
     batch = policy.sample(prompt[rank::world], number, *seeds)
-    mine = on_host({"rewards": batch.rewards, "thumbnails": batch.thumbnails, **batch.scores})
+    mine = on_host({name: getattr(batch, name) for name in PER_IMAGE} | batch.scores)
     parts = gather_object([mine])  # any number of images each, which a tensor's gather is not
     everyone = {}
     for name in mine:
@@ -228,7 +234,7 @@ def evaluate(policy: Policy, state: State, seed: int) -> dict[str, float]:
     policy.for_evaluation()
     _, scores = share_out(policy, prompt, seed, "eval")
     state.ema.restore(state.parameters)
-    del scores["rewards"]
+    del scores["rewards"], scores["values"]
     variety = alarm.diversity(prompt, torch.from_numpy(scores.pop("thumbnails")))
     found = {f"eval_{name}": float(value.mean()) for name, value in scores.items()}
     found["eval_diversity"] = variety

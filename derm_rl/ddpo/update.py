@@ -77,7 +77,7 @@ def update(
 
     Args:
         batch: this process's images.
-        advantage: (B,) of the images of all processes.
+        advantage: (B, K) of each step of the images of all processes.
     """
     settings, steps, accelerator = policy.settings, policy.steps, state.accelerator
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -90,17 +90,19 @@ def update(
         )
     per_image = max(1, round(settings.timestep_fraction * len(trainable)))
     advantage = torch.from_numpy(advantage)
+    useful = (advantage != 0).any(1)
     order = torch.randperm(len(advantage), generator=random)
     choice = torch.rand(len(advantage), len(trainable), generator=random).argsort(1)[:, :per_image]
     tally, norms, deviation = Tally(len(steps), accelerator.device), [], 0.0
     policy.pipe.unet.train()
     for part in order.chunk(settings.updates_per_epoch):
-        part = part[advantage[part] != 0]
+        part = part[useful[part]]
         if not len(part):
             continue
         mine = part[part % world == rank]
         image = (mine // world).repeat_interleave(per_image)
-        k, a = trainable[choice[mine].flatten()], advantage[mine].repeat_interleave(per_image)
+        k = trainable[choice[mine].flatten()]
+        a = advantage[mine.repeat_interleave(per_image), k]
         size = settings.batch_size
         for i, j, weight in zip(image.split(size), k.split(size), a.split(size), strict=True):
             loss, surrogate, mean = loss_of(policy, batch, i, j, weight)
@@ -118,7 +120,7 @@ def update(
     overall = means(sums.sum(0, keepdim=True))[0]
     for name in ("ratio", "output_grad_norm"):  # of all steps together they say nothing
         overall.pop(name, None)
-    skipped = int((advantage == 0).sum())
+    skipped = int((~useful).sum())
     return overall | {"on_policy_deviation": deviation, "skipped_images": skipped} | norm_row(norms)
 
 
