@@ -108,7 +108,7 @@ def update(
             loss, surrogate, mean = loss_of(policy, batch, i, j, weight)
             pull = output_gradient(loss, mean, steps.mean_out[j])
             accelerator.backward(loss.sum() / (len(part) * per_image))
-            tally.add(j, loss.detach(), surrogate, pull)
+            tally.add(j, loss.detach(), surrogate, pull, weight)
         if not norms:  # nothing has been updated yet
             deviation = check_on_policy(tally, accelerator, epoch)
         norms.append(apply_gradients(state, settings.max_grad_norm))
@@ -118,7 +118,7 @@ def update(
             at = {"epoch": epoch, "step": step, "timestep": int(steps.timestep[step])}
             state.steps.append(at | row)
     overall = means(sums.sum(0, keepdim=True))[0]
-    for name in ("ratio", "output_grad_norm"):  # of all steps together they say nothing
+    for name in ("ratio", "output_grad_norm", "advantage"):  # of all steps together: nothing to see
         overall.pop(name, None)
     skipped = int((~useful).sum())
     return overall | {"on_policy_deviation": deviation, "skipped_images": skipped} | norm_row(norms)
@@ -186,17 +186,23 @@ def output_gradient(loss: Tensor, mean: Tensor, mean_out: Tensor) -> Tensor:
 
 
 class Tally:
-    """Sums by denoising step (K, 6): pairs, and of each pair what ``NAMES`` says."""
+    """Sums by denoising step (K, 7): pairs, and of each pair what ``NAMES`` says.
 
-    NAMES = ("loss", "ratio", "clip_fraction", "approx_kl", "output_grad_norm")
+    The advantage without its sign: how much is at stake in a step.
+    """
+
+    NAMES = ("loss", "ratio", "clip_fraction", "approx_kl", "output_grad_norm", "advantage")
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self.sums = torch.zeros(steps, 1 + len(self.NAMES), dtype=torch.float64, device=device)
         self.largest = torch.zeros((), device=device)  # |ratio - 1|
 
-    def add(self, k: Tensor, loss: Tensor, surrogate: Surrogate, pull: Tensor) -> None:
+    def add(
+        self, k: Tensor, loss: Tensor, surrogate: Surrogate, pull: Tensor, advantage: Tensor
+    ) -> None:
         values = [torch.ones_like(loss), loss, surrogate.ratio, surrogate.clipped]
-        rows = torch.stack([*values, surrogate.approx_kl, pull], 1).to(self.sums)
+        values += [surrogate.approx_kl, pull, advantage.abs().to(loss)]
+        rows = torch.stack(values, 1).to(self.sums)
         self.sums.index_add_(0, k.to(rows.device), rows)
         self.largest = torch.maximum(self.largest, (surrogate.ratio - 1).abs().max())
 

@@ -151,7 +151,7 @@ def drift_panels(gap: Axes, look: Axes, log: pd.DataFrame, limits: AlarmConfig) 
 
 
 def ddpo_steps(config: Config) -> Picture | None:
-    """Clip fraction, KL and gradient of every denoising step by epoch: where the policy moves.
+    """Clipping, KL, gradient, advantage of every denoising step by epoch: where the policy moves.
 
     None under ``ddpo.direct_steps``, which has no ratio to clip.
     """
@@ -160,11 +160,12 @@ def ddpo_steps(config: Config) -> Picture | None:
     if config.ddpo.direct_steps:
         return None
     steps = read_csv(config.require(DDPO) / "steps.csv")
-    fig, (row,) = axes(1, 3, 4.4, 2.9, sharey=True)
+    fig, (row,) = axes(1, 4, 3.6, 2.9, sharey=True)
     titles = {
         "clip_fraction": "clip fraction",
         "approx_kl": "approximate KL",
-        "output_grad_norm": "gradient norm at the UNet's output",
+        "output_grad_norm": "gradient at the UNet's output",
+        "advantage": "mean size of the advantage",
     }
     for ax, (column, title) in zip(row, titles.items(), strict=True):
         values = steps.pivot(index="timestep", columns="epoch", values=column)
