@@ -1,10 +1,11 @@
 """The demo's alignment gain for several seeds: is the headline number luck?
 
     python benchmarks/seeds.py --seeds 0 1 2
+    python benchmarks/seeds.py --set ddpo.gae_lambda=null      the same with another setting
 
-Runs every stage of the preset once per seed (what is up to date is not rerun), then writes
-``benchmarks/results/seeds_<preset>.csv`` and ``.json``: the gain of each seed, their mean, and the
-95 % t-interval of that mean.
+Runs stages 01 to 05 of the preset once per seed (what is up to date is not rerun), then writes
+``benchmarks/results/seeds_<preset>.csv`` and ``.json``, or ``seeds_<preset>_<setting>`` for other
+settings: the gain of each seed, their mean, and the 95 % t-interval of that mean.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ METRICS = (
 )
 
 
-def measure(preset: str, seed: int) -> dict[str, float | int | str]:
+def measure(preset: str, seed: int, overrides: list[str]) -> dict[str, float | int | str]:
     """Headline metrics of one seed."""
-    plain = config.load(preset)
-    settings = plain if plain.seed == seed else config.load(preset, [f"seed={seed}"])
-    reproduce.run(settings)
+    other = [] if config.load(preset).seed == seed else [f"seed={seed}"]
+    settings = config.load(preset, [*overrides, *other])
+    reproduce.run(settings, until="05")
     return summarized(seed, read_json(settings.figures_dir / "metrics.json"))
 
 
@@ -55,13 +56,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args()
-    rows = pd.DataFrame([measure(arguments.preset, seed) for seed in arguments.seeds])
+    preset, overrides = arguments.preset, arguments.overrides
+    rows = pd.DataFrame([measure(preset, seed, overrides) for seed in arguments.seeds])
     RESULTS.mkdir(exist_ok=True)
-    write_csv(RESULTS / f"seeds_{arguments.preset}.csv", rows)
+    name = "_".join(["seeds", preset, *[each.replace("=", "-") for each in overrides]])
+    write_csv(RESULTS / f"{name}.csv", rows)
     summary = {name: mean_interval(rows[name].to_numpy()) for name in METRICS}
-    facts = {"preset": arguments.preset, "seeds": arguments.seeds, "commit": provenance.commit()}
-    write_json(RESULTS / f"seeds_{arguments.preset}.json", facts | {"metrics": summary})
+    facts = {"preset": preset, "overrides": overrides, "seeds": arguments.seeds}
+    facts["commit"] = provenance.commit()
+    write_json(RESULTS / f"{name}.json", facts | {"metrics": summary})
     print(rows.to_string(index=False))
     print(f"mean APR gain {summary['alignment.apr.gain']}")
 
