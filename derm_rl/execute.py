@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,26 @@ class Papermill:
     def stop(self) -> None:
         """End the running notebooks with their kernels, which papermill starts apart from us."""
         for process in list(self.processes):
+            _kill(process.pid)
+
+
+def _kill(pid: int) -> None:
+    """End a process and all it has started; itself last, should it be this one."""
+    with contextlib.suppress(psutil.Error):
+        tree = psutil.Process(pid)
+        for member in [*tree.children(recursive=True), tree]:
             with contextlib.suppress(psutil.Error):
-                tree = psutil.Process(process.pid)
-                for member in [tree, *tree.children(recursive=True)]:
-                    with contextlib.suppress(psutil.Error):
-                        member.kill()
+                member.kill()
+
+
+def _end_with(parent: int) -> None:
+    """End with whoever started this: a runner killed outright (out of memory) cannot tell anyone.
+
+    Its kernel would go on writing into the folder that the next call writes into.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    _kill(os.getpid())
 
 
 def _failure(stage: str, copy: Path, stderr: str) -> str:
@@ -98,6 +115,8 @@ def main() -> None:
     Not papermill's own command, which cannot be told to keep only the last state of a progress bar:
     an executed copy would show each tick as a line.
     """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
     import papermill
 
     notebook, copy, parameters = sys.argv[1:]
