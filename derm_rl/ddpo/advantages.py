@@ -145,7 +145,8 @@ def by_step(
     V_k is the part of V_K that is known before step k: b_k times how far the image that the step
     expects is above its prompt's mean, in the unit of A; b_k by least squares over the epoch. With
     λ = 1 it is a baseline and leaves the gradient's expectation alone; a smaller λ trusts it, which
-    takes more noise away.
+    takes more noise away. Dense rewards of the expected images are also in arXiv 2411.11727, and
+    another way to share out a reward in arXiv 2505.19196.
 
     Args:
         rewards: (N,), whose spread within a prompt the advantages rescale.
