@@ -50,5 +50,5 @@ figures: $(READY) ## redraw the figures of a preset from its finished stages
 base: $(READY) ## train models/ from nothing (about an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m derm_rl.base
 
-bench: $(READY) ## the demo's alignment gain for three seeds (about an hour)
+bench: $(READY) ## the demo's alignment gain for three seeds (75 minutes)
 	$(BIN)/python benchmarks/seeds.py
