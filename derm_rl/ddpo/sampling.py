@@ -63,12 +63,13 @@ class Policy:
         self.storage = STORAGE[settings.latents_dtype]
         self.steps: Steps
         self.guidance_scale: float
+        self.judges_steps: bool  # whether samples come with the values of their steps
         self.for_evaluation()
 
     def for_evaluation(self) -> None:
         """From here on, sample as in use: every step stochastic, the last guidance scale."""
         settings = self.settings
-        self.guidance_scale = settings.guidance_scales[-1]
+        self.guidance_scale, self.judges_steps = settings.guidance_scales[-1], False
         count = settings.eval_inference_steps or settings.inference_steps
         self.steps = ddim_steps(self.pipe.scheduler, count, settings.eta)
 
@@ -76,6 +77,7 @@ class Policy:
         """From here on, sample as the settings say for this epoch: its guidance, its window."""
         settings = self.settings
         self.guidance_scale = settings.guidance_scales[epoch % len(settings.guidance_scales)]
+        self.judges_steps = settings.gae_lambda is not None
         steps, size = settings.inference_steps, settings.stochastic_steps
         eta = torch.full((steps,), settings.eta)
         if size is not None:
@@ -123,7 +125,7 @@ class Policy:
     @torch.no_grad()
     def values(self, path: Trajectory, prompt: Tensor) -> Tensor:
         """Reward (B, K-1) of the image that each step but the first expects; (B, 0) if unused."""
-        if self.settings.gae_lambda is None:
+        if not self.judges_steps:
             return torch.empty(len(prompt), 0)
         wanted = self.task.wanted[prompt].to(path.latents.device)
         expected = path.predicted[:, 1:].unbind(1)
