@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from train_tiny import brightness, task_of
 
-from derm_rl import config, pipeline, prompts
+from derm_rl import config, pipeline, prompts, training
 from derm_rl.ddpo import trainer
 from derm_rl.finetune import examples
 from derm_rl.finetune import train as finetune
@@ -203,3 +203,17 @@ def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
         pipeline.load("./nowhere")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
         pipeline.load(tmp_path)
+
+
+def test_bf16_where_the_cpu_has_none_is_float32(tiny_pipeline_folder, monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    pipe = pipeline.load(tiny_pipeline_folder)
+    forward = pipe.unet.forward
+    for has, expected in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(training, "cpu_has_bf16", lambda has=has: has)
+        assert training.usable_precision("bf16", cpu) == expected
+        assert training.usable_precision("bf16", gpu) == "bf16"
+        assert training.usable_precision("no", cpu) == "no"
+        assert training.accelerator_of("bf16").mixed_precision == expected
+        with training.autocast_unet(pipe, "bf16"):
+            assert (pipe.unet.forward != forward) is has
