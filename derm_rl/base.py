@@ -146,7 +146,8 @@ def train_classifiers(recipe: dict, work: Path) -> None:
     with PartialState().main_process_first():
         images, frame = training_images(recipe, work)
     settings = ClassifierConfig.model_validate(recipe["training"])
-    belongs_to = identity("derm_rl.base", **recipe, base=pipeline.fingerprint(pipeline.load(FOLDER)))
+    base = pipeline.fingerprint(pipeline.load(FOLDER))
+    belongs_to = identity("derm_rl.base", **recipe, base=base)
     file = work / f"redrawn_{belongs_to[:16]}.npy"
     if not file.is_file():
         captions = [prompts.render(f) for f in findings_of(frame, ARTIFACTS)]

@@ -13,11 +13,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from derm_rl.io import is_set_aside
+from derm_rl.io import cannot_read, is_set_aside
 from derm_rl.paths import ROOT
 
 SOURCES = Path(__file__).resolve().parents[1]  # the folder that holds the package
@@ -34,10 +34,11 @@ def file_hash(path: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Every file below ``folder``, by path; a folder that cannot be read is an error, not empty."""
+    """Every file below ``folder``, by path; none if it is absent, an error if it cannot be read."""
 
     def refuse(error: OSError) -> None:
-        raise error
+        if not isinstance(error, FileNotFoundError):
+            raise cannot_read(error.filename or folder, error) from error
 
     found = (
         Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names
@@ -72,7 +73,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------- code
 
 
-@lru_cache(maxsize=None)
+@cache
 def code(*modules: str) -> str:
     """Hash of the import closure of modules and of the lock file: part of the key of a cache.
 
@@ -147,9 +148,10 @@ class _Source:
             self.words |= set(node.value.split("/"))
             if re.fullmatch(r"\w+(\.\w+)+", node.value):
                 self.imports.add(node.value)
-        elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
-            if re.fullmatch(r"\w+(\.\w+)*\.", node.values[0].value):
-                self.imports.add(f"{node.values[0].value}*")
+        elif isinstance(node, ast.JoinedStr):  # f"package.folder.{module}"
+            begin = getattr(node.values[0], "value", None) if node.values else None
+            if isinstance(begin, str) and re.fullmatch(r"\w+(\.\w+)*\.", begin):
+                self.imports.add(f"{begin}*")
         for child in ast.iter_child_nodes(node):
             self._read(child)
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +98,8 @@ def set_aside(path: str | Path, why: str, problem: str) -> Path:
     path, number = Path(path), 1
     while (target := path.with_name(f"{path.name}.{why}-{number}")).exists():
         number += 1
-    try:
+    with suppress(FileNotFoundError):  # another process of the same run was quicker
         os.rename(path, target)
-    except FileNotFoundError:  # another process of the same run was quicker
-        pass
     print(f"{path}: {problem}; not used, kept as {target.name}", file=sys.stderr)
     return target
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -121,8 +120,8 @@ def _open(out: Path, shape: tuple[int, ...], belongs_to: str) -> tuple[np.ndarra
         return images, mine  # also if it is whole, and a kill came before it got its name
     if mine == shape[0] and (images := _mapped(out, "r", shape)) is not None:
         return images, mine
-    if done and not mine and partial.is_file():
-        for path in (partial, progress):
+    if not mine and (done or not owner) and partial.is_file():
+        for path in filter(Path.is_file, (partial, progress)):
             set_aside(path, "foreign", "images for another pipeline, prompts, settings or code")
     # Before the file, or its noise would pass for images of the owner before.
     write_json(progress, {"belongs_to": belongs_to, "done": 0})
