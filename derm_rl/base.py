@@ -58,7 +58,8 @@ def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, pd.DataFrame
         frame = pd.concat(rows).sort_index()
     frame = frame.head(n).reset_index(drop=True)
     facts = {"seed": seed, "images": n, "size": size, "prevalence": recipe["prevalence"]}
-    file = cache / f"images_{identity(**facts, together=together)[:16]}.npy"
+    belongs_to = identity("derm_rl.data.phantom", **facts, together=together)
+    file = cache / f"images_{belongs_to[:16]}.npy"
     if not file.is_file():
         images, _ = phantom.render_paths(frame["path"].tolist(), size, progress=True)
         with atomic_path(file) as temporary:
@@ -145,7 +146,9 @@ def train_classifiers(recipe: dict, work: Path) -> None:
     with PartialState().main_process_first():
         images, frame = training_images(recipe, work)
     settings = ClassifierConfig.model_validate(recipe["training"])
-    file = work / f"redrawn_{identity(**recipe)[:16]}.npy"
+    base = pipeline.fingerprint(pipeline.load(FOLDER))
+    belongs_to = identity("derm_rl.base", **recipe, base=base)
+    file = work / f"redrawn_{belongs_to[:16]}.npy"
     if not file.is_file():
         captions = [prompts.render(f) for f in findings_of(frame, ARTIFACTS)]
         with atomic_path(file) as temporary:

@@ -6,7 +6,11 @@ Every field is described in :mod:`derm_rl.settings`; ``derm-rl presets --show de
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
+import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +31,8 @@ from derm_rl.settings import (
     count,
     near,
 )
+
+FIGURES_OF_STAGE = "DERM_RL_FIGURES_OF_STAGE"
 
 
 class ConfigError(ValueError):
@@ -53,7 +59,7 @@ class Config(Section):
     alignment: AlignmentConfig
     captions: CaptionsConfig
     release: ReleaseConfig
-    overrides: tuple[str, ...] = Field((), description="key=value changes to the preset")
+    overrides: tuple[str, ...] = Field((), description="key=value where it is not the preset's")
     data_root: Path | None = Field(None, description="folder of the real images")
 
     def stage_dir(self, stage: str) -> Path:
@@ -62,7 +68,13 @@ class Config(Section):
 
     @property
     def figures_dir(self) -> Path:
-        """``figures/`` for demo, ``figures/<preset>`` for real data; else under ``runs/``."""
+        """``figures/`` for demo, ``figures/<preset>`` for real data; else under ``runs/``.
+
+        The environment variable of :data:`FIGURES_OF_STAGE` names another one: what a stage draws
+        under ``derm-rl reproduce`` is part of its result first, and is copied here when it is done.
+        """
+        if folder := os.environ.get(FIGURES_OF_STAGE):
+            return Path(folder)
         if not self.overrides and self.name == "demo":
             return paths.FIGURES
         if not self.overrides and self.data.source != "phantom":
@@ -83,7 +95,7 @@ class Config(Section):
         folder = self.stage_dir(stage)
         if (folder / "stage.json").is_file():
             return folder
-        options = "".join(f" --set {o}" for o in self.overrides)
+        options = "".join(f" --set {shlex.quote(o)}" for o in self.overrides)
         root = f" --data-root {self.data_root}" if self.data_root else ""
         raise MissingArtifact(
             f"{folder} has no finished result of stage {stage}. Run notebook {stage}.ipynb, or: "
@@ -134,7 +146,8 @@ def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | Non
 
     Args:
         preset: name of a file in ``params/``, without ``.yaml``.
-        overrides: ``"ddpo.epochs=3"``; the value is read as YAML.
+        overrides: ``"ddpo.epochs=3"``; the value is read as YAML. What is the preset's own value
+            anyway is no override: the same settings are the same run, however they are written.
         data_root: folder of the real images, for presets that use some.
 
     Raises:
@@ -144,18 +157,44 @@ def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | Non
     if not file.is_file():
         known = [f.stem for f in sorted(paths.PARAMS.glob("*.yaml"))]
         raise ConfigError(f"unknown preset {preset!r}{near(preset, known)}")
-    values = _read(file)
+    root = Path(data_root).expanduser().resolve() if data_root else None
+    plain = _read(file)
+    values = copy.deepcopy(plain)
     for override in overrides:
         _apply(values, override)
-    root = Path(data_root).expanduser().resolve() if data_root else None
+    beside = {"name": preset, "data_root": root}
+    where = f"{file.name}" + (f" with {', '.join(overrides)}" if overrides else "")
+    config = _checked(beside | values, where)
+    if not overrides:
+        return config
+    changes = _changes(_checked(beside | plain, file.name), config)
+    return config.model_copy(update={"overrides": tuple(sorted(changes))})
+
+
+def _checked(values: Mapping[str, Any], where: str) -> Config:
     try:
-        config = Config.model_validate(
-            {"name": preset} | values | {"overrides": tuple(overrides), "data_root": root}
-        )
+        return Config.model_validate(values)
     except ValidationError as error:
-        where = f"{file.name}" + (f" with {', '.join(overrides)}" if overrides else "")
         raise ConfigError("\n".join(_explain(where, e) for e in error.errors())) from None
-    return config
+
+
+def _changes(before: Section | None, after: Section, prefix: str = "") -> Iterator[str]:
+    """``key=value`` for every setting of ``after`` that is another one in ``before``."""
+    for name in type(after).model_fields:
+        old, new = getattr(before, name, None), getattr(after, name)
+        if isinstance(new, Section) and isinstance(old, Section):
+            yield from _changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name}={_text(after.model_dump(mode='json', include={name})[name])}"
+
+
+def _text(value: Any) -> str:
+    """A value as :func:`_apply` reads it back."""
+    quoted = '"' if isinstance(value, str) and _number(value) != value else None
+    text = yaml.safe_dump(
+        value, default_flow_style=True, default_style=quoted, width=math.inf, allow_unicode=True
+    )
+    return text.removesuffix("...\n").strip()
 
 
 def check_data_root(config: Config) -> None:
@@ -215,7 +254,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
-    section[last] = _number(value) if isinstance(value, str) else value
+    # In quotes it is meant as text.
+    section[last] = _number(value) if value == text.strip() else value
 
 
 def _number(text: str) -> str | float:

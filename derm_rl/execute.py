@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -27,12 +28,22 @@ class ReproduceError(RuntimeError):
 
 
 def check_parameters(notebook: Path) -> None:
-    """Papermill only warns of an unknown parameter, and then runs with the defaults."""
-    import papermill
+    """Papermill only warns of an unknown parameter, and then runs with the defaults.
 
+    It does not see all that are there, either: a value with "=" in it hides one.
+    """
     if not notebook.is_file():
         raise ReproduceError(f"notebook {notebook} is missing")
-    found = set(papermill.inspect_notebook(str(notebook)))
+    cells = nbformat.read(notebook, 4).cells
+    found: set[str] = set()
+    for cell in (c for c in cells if "parameters" in c.metadata.get("tags", ())):
+        try:
+            lines = ast.parse(cell.source).body
+        except SyntaxError as error:
+            raise ReproduceError(
+                f"{notebook.name}: its cell tagged 'parameters': {error}"
+            ) from None
+        found |= {t.id for a in lines if isinstance(a, ast.Assign) for t in a.targets}
     if found != set(PARAMETERS):
         raise ReproduceError(
             f"{notebook.name}: its cell tagged 'parameters' must define exactly "
@@ -47,13 +58,23 @@ class Papermill:
         self.jobs = jobs
         self.processes: list[subprocess.Popen[str]] = []
 
-    def execute(self, notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> None:
+    def execute(
+        self,
+        notebook: Path,
+        copy: Path,
+        parameters: Mapping[str, Any],
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         """Execute ``notebook`` with ``parameters`` into ``copy``; its memory is given back.
+
+        Args:
+            variables: of its environment, beside ours.
 
         Raises:
             ReproduceError: names the cell and the error.
         """
         environment = os.environ | {"DERM_RL_RUNS": str(paths.RUNS), "PYTHONWARNINGS": "ignore"}
+        environment |= variables or {}
         if self.jobs > 1:
             threads = max(1, (os.cpu_count() or 1) // self.jobs)
             environment |= {"OMP_NUM_THREADS": str(threads)}

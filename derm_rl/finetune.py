@@ -22,7 +22,7 @@ from tqdm import tqdm
 from derm_rl import data, prompts
 from derm_rl.config import Config
 from derm_rl.io import write_csv
-from derm_rl.pipeline import encode_images, load, save, set_image_size
+from derm_rl.pipeline import encode_images, fingerprint, load, save, set_image_size
 from derm_rl.settings import FinetuneConfig
 from derm_rl.training import (
     Callback,
@@ -30,6 +30,7 @@ from derm_rl.training import (
     cosine_learning_rate,
     discard_checkpoint,
     generator,
+    hash_of,
     identity,
     launched,
     load_checkpoint,
@@ -49,6 +50,7 @@ class Examples:
     latents: Tensor
     caption: Tensor
     captions: list[str]
+    images: str = ""  # hash of the images
 
 
 def examples(
@@ -65,7 +67,8 @@ def examples(
     unique = sorted(set(captions))
     index = {text: i for i, text in enumerate(unique)}
     latents = torch.stack([encode_images(pipe, v).half().cpu() for v in every])
-    return Examples(latents, torch.tensor([index[c] for c in captions]), unique)
+    caption = torch.tensor([index[c] for c in captions])
+    return Examples(latents, caption, unique, hash_of(images))
 
 
 def denoising_loss(
@@ -106,9 +109,19 @@ def train(
 ) -> pd.DataFrame:
     """Train ``pipe`` in place (it ends with the averaged weights); return the log.
 
-    An interrupted run with the same settings, seed and data continues from its checkpoint in
-    ``folder``; the result is the same, bit for bit, as without the interruption.
+    An interrupted run with the same settings, seed, data, weights to start from and code continues
+    from its checkpoint in ``folder``; the result is the same, bit for bit, as without the
+    interruption.
     """
+    mine = identity(
+        "derm_rl.finetune",
+        settings=settings.model_dump(),
+        seed=seed,
+        train_text_encoder=train_text_encoder,
+        data=[dataset.images, list(dataset.latents.shape), hash_of(dataset.caption)],
+        captions=dataset.captions,
+        start=fingerprint(pipe),
+    )
     accelerator = accelerator_of(settings.mixed_precision)
     device, rank = accelerator.device, accelerator.process_index
     pipe.vae.requires_grad_(False).to(device)
@@ -124,7 +137,6 @@ def train(
     start = 0
 
     checkpoint = folder / "checkpoint.pt"
-    mine = identity(settings=settings.model_dump(), seed=seed, shape=list(dataset.latents.shape))
     if state := load_checkpoint(checkpoint, mine):
         for parameter, saved in zip(parameters, state["parameters"], strict=True):
             parameter.data.copy_(saved)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +64,48 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 def _flush(path: Path) -> None:
     with open(path, "rb") as written:
         os.fsync(written.fileno())
+
+
+# What the system says of a name that is wrong; every other error number may be gone next time.
+_LASTING = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+
+
+def passing(error: BaseException) -> bool:
+    """Whether a read failed for want of something (descriptors, memory, rights, a disk that
+    answers), and says nothing of what the file holds. Decoders raise OSError without a number."""
+    if isinstance(error, (MemoryError, TimeoutError)):
+        return True
+    return isinstance(error, OSError) and error.errno not in (None, *_LASTING)
+
+
+def cannot_read(path: str | Path, error: BaseException) -> OSError:
+    """The error to raise for a file that could not be read, and therefore was not judged."""
+    number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+    reason = getattr(error, "strerror", None) or error or type(error).__name__
+    text = f"cannot be read now ({reason}). It was left as it is: mend this, then run again"
+    return OSError(number, text, str(path))
+
+
+def set_aside(path: str | Path, why: str, problem: str) -> Path:
+    """Rename a file that was read and cannot be used to ``name.<why>-<n>``; say so on stderr.
+
+    Args:
+        why: "torn" or "foreign".
+        problem: what is wrong with it.
+    """
+    path, number = Path(path), 1
+    while (target := path.with_name(f"{path.name}.{why}-{number}")).exists():
+        number += 1
+    with suppress(FileNotFoundError):  # another process of the same run was quicker
+        os.rename(path, target)
+    print(f"{path}: {problem}; not used, kept as {target.name}", file=sys.stderr)
+    return target
+
+
+def is_set_aside(path: Path) -> bool:
+    return re.search(r"\.(torn|foreign)-\d+$", path.name) is not None
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:

@@ -6,6 +6,7 @@ class of our own. Nothing downstream asks whether it holds this pipeline or Stab
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
@@ -231,6 +232,20 @@ def load(base: str | Path, dtype: torch.dtype = torch.float32) -> StableDiffusio
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def fingerprint(pipe: StableDiffusionPipeline) -> str:
+    """Hash of all that an image depends on: every weight, the tokenizer's words, the scheduler."""
+    found = hashlib.sha256()
+    for part in (pipe.vae, pipe.unet, pipe.text_encoder):
+        for name, weight in sorted(part.state_dict().items()):
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    parts = (pipe.vae, pipe.unet, pipe.scheduler)  # hidden entries: of which folder and version
+    about = [{k: v for k, v in p.config.items() if k[0] != "_"} for p in parts]
+    about += [sorted(pipe.tokenizer.get_vocab().items())]
+    found.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return found.hexdigest()
 
 
 def save(pipe: StableDiffusionPipeline, folder: str | Path) -> Path:

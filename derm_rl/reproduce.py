@@ -1,7 +1,13 @@
-"""Run the notebooks of a preset in order, each only if something it depends on has changed."""
+"""Run the notebooks of a preset in order, each only if something it depends on has changed.
+
+What a notebook draws is part of its stage's result (``figures/`` in its folder) and is copied to
+the figures of the preset from there. So a run with other settings shares the finished stages that
+do not read them, figures and all, and a lost figure needs no run.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -14,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from derm_rl import dependencies, paths, provenance
-from derm_rl.config import STAGES, Config
+from derm_rl.config import FIGURES_OF_STAGE, STAGES, Config
 from derm_rl.execute import PARAMETERS, Papermill, ReproduceError, check_parameters
-from derm_rl.io import read_json, write_json
+from derm_rl.io import atomic_path, read_json, write_json
 from derm_rl.progress import Board, PeakMemory
 
 
@@ -52,7 +58,8 @@ def run(
 
     Args:
         only: run this stage, whatever its state, and no other.
-        start: rerun this stage and all after it, whatever their state.
+        start: rerun this stage and all after it, whatever their state; of those before it, only
+            what these need is brought up to date.
         until: stop after this stage.
         jobs: stages to run at once where they do not need each other.
 
@@ -61,10 +68,7 @@ def run(
     """
     notebooks = notebooks or paths.NOTEBOOKS
     runner = _Runner(config, stages, notebooks, jobs)
-    forced = _forced(stages, only, start)
-    names = [s.name for s in stages]
-    last = names.index(_named(until, names)) + 1 if until else None
-    selected = [s for s in stages[:last] if only is None or s.name in forced]
+    selected, forced = _selected(stages, only, start, until)
     for stage in selected:
         check_parameters(notebooks / f"{stage.name}.ipynb")
     if only:
@@ -77,13 +81,23 @@ def run(
     return runner.ran
 
 
-def _forced(stages: Sequence[Stage], only: str | None, start: str | None) -> set[str]:
+def _selected(
+    stages: Sequence[Stage], only: str | None, start: str | None, until: str | None
+) -> tuple[list[Stage], set[str]]:
+    """The stages to bring up to date, in order, and which of them whatever their state."""
+    if only and (start or until):
+        raise ReproduceError("--only excludes --from and --until")
     names = [s.name for s in stages]
-    if only and start:
-        raise ReproduceError("--only and --from exclude each other")
-    if only:
-        return {_named(only, names)}
-    return set(names[names.index(_named(start, names)) :]) if start else set()
+    first = names.index(_named(only or start, names)) if only or start else 0
+    last = names.index(_named(only or until, names)) if only or until else len(names) - 1
+    if first > last:
+        raise ReproduceError(f"nothing to run: {names[last]} comes before {names[first]}")
+    wanted = set(names[first : last + 1])
+    forced = set(wanted) if only or start else set()
+    if not only:
+        for stage in reversed(stages):  # what a stage needs comes before it
+            wanted |= set(stage.needs) if stage.name in wanted else set()
+    return [s for s in stages if s.name in wanted], forced
 
 
 def _named(text: str, names: Sequence[str]) -> str:
@@ -101,6 +115,7 @@ class _Runner:
         self.config, self.stages, self.notebooks, self.jobs = config, stages, notebooks, jobs
         self.copies = paths.RUNS / config.name / ("notebooks" + config.suffix())
         self.keys: dict[str, str] = {}
+        self.fresh: dict[str, bool] = {}
         self.ran: list[str] = []
         self.papermill = Papermill(jobs)
         self.board = Board(len(stages))
@@ -131,11 +146,14 @@ class _Runner:
         forced: set[str],
     ) -> None:
         """Start what has all it needs and is not up to date, as many as may run at once."""
-        for stage in [s for s in waiting if set(s.needs) <= done]:
+        for stage in list(waiting):
             if len(running) >= self.jobs:
                 break
+            if not set(stage.needs) <= done:
+                continue
             waiting.remove(stage)
             if stage.name not in forced and self._fresh(stage):
+                self._publish(stage)
                 self.board.line(self._number(stage), stage.name, "up to date")
                 done.add(stage.name)
             else:
@@ -145,10 +163,15 @@ class _Runner:
         return [s.name for s in self.stages].index(stage.name) + 1
 
     def key(self, stage: Stage) -> str:
-        """Hash of all that the result of a stage depends on."""
+        """Hash of all that the result of a stage depends on; once those before it have run."""
         if stage.name not in self.keys:
             notebook = nbformat.read(self.notebooks / f"{stage.name}.ipynb", 4)
-            cells = [c.source for c in notebook.cells if c.cell_type == "code"]
+            # Its parameters are given anew: what stands there is for reading by hand.
+            cells = [
+                c.source
+                for c in notebook.cells
+                if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", ())
+            ]
             config, by_name = self.config, {s.name: s for s in self.stages}
             reads = STAGES.get(stage.name, ())
             models = [config.pipeline.base] if "pipeline" in reads else []
@@ -156,81 +179,104 @@ class _Runner:
                 backbones = (config.classifier.reward, config.classifier.judge)
                 models += [b.pretrained for b in backbones if b.pretrained]
             folders = {name: paths.model_folder(name) for name in models}
-            reads_data = config.data_root is not None and not stage.needs
             reviews = config.reviews_dir if "release" in reads else None
-            lock = paths.ROOT / "requirements.lock"
             self.keys[stage.name] = dependencies.digest(
                 {
                     "cells": cells,
                     "modules": dependencies.import_closure(
-                        map(dependencies.plain_python, cells), paths.ROOT
+                        map(dependencies.plain_python, cells), dependencies.SOURCES
                     ),
                     "settings": config.subset(stage.name) if stage.name in STAGES else {},
-                    "upstream": [self.key(by_name[n]) for n in stage.needs],
-                    "lock": dependencies.file_hash(lock) if lock.is_file() else None,
-                    "data": dependencies.fingerprint(config.data_root) if reads_data else None,
+                    "upstream": [self._found(by_name[n]) for n in stage.needs],
+                    "lock": dependencies.lock(),
+                    "data": [dependencies.fingerprint(f) for f in self._data(stage, reads)],
                     "models": {n: dependencies.files_under(f) for n, f in folders.items() if f},
                     "reviews": dependencies.files_under(reviews) if reviews else None,
                 }
             )
         return self.keys[stage.name]
 
+    def _found(self, stage: Stage) -> str:
+        """What a stage leaves to those after it: what it should, or, run alone, what is there."""
+        if self._fresh(stage):
+            return self.key(stage)
+        return dependencies.digest(_outputs(self.config.stage_dir(stage.name)))
+
+    def _data(self, stage: Stage, reads: Sequence[str]) -> list[Path]:
+        """Folders of images that a stage reads itself."""
+        if stage.needs:
+            return []
+        root, found = self.config.data_root, []
+        if "captions" in reads:
+            from derm_rl.captions.sources import folder_of
+
+            found = [folder_of(self.config, name) for name in self.config.captions.sources]
+        found = [f for f in found if f and not (root and f.is_relative_to(root))]
+        return [f for f in (root, *found) if f and f.is_dir()]
+
     def _stamp(self, stage: Stage) -> Path:
         return self.config.stage_dir(stage.name) / "reproduced.json"
 
+    def _read_stamp(self, stage: Stage) -> dict[str, Any] | None:
+        try:
+            old = read_json(self._stamp(stage))
+        except (FileNotFoundError, ValueError):
+            return None
+        fields = {"key", "outputs", "minutes", "peak_memory_gb"}
+        return old if isinstance(old, dict) and fields <= set(old) else None
+
     def _fresh(self, stage: Stage) -> bool:
-        stamp = self._stamp(stage)
-        if not stamp.is_file():
-            return False
-        old = read_json(stamp)
-        if old["key"] != self.key(stage):
-            return False
-        figures = self.config.figures_dir
-        return old["outputs"] == _outputs(stamp.parent) and all(
-            (figures / name).is_file() and dependencies.file_hash(figures / name) == found
-            for name, found in old["figures"].items()
-        )
+        if stage.name not in self.fresh:
+            old, folder = self._read_stamp(stage), self._stamp(stage).parent
+            self.fresh[stage.name] = (
+                old is not None
+                and old["key"] == self.key(stage)
+                and old["outputs"] == _outputs(folder)
+            )
+        return self.fresh[stage.name]
+
+    def _publish(self, stage: Stage) -> None:
+        """Copy the figures of a finished stage to those of the preset, where they differ."""
+        drawn = self._stamp(stage).parent / "figures"
+        for file in dependencies.files_in(drawn):
+            target = self.config.figures_dir / file.relative_to(drawn)
+            if target.is_file() and dependencies.file_hash(target) == dependencies.file_hash(file):
+                continue
+            with atomic_path(target) as temporary:
+                shutil.copyfile(file, temporary)
 
     def _execute(self, stage: Stage) -> None:
-        self._stamp(stage).unlink(missing_ok=True)
-        began, key, before = time.time(), self.key(stage), self._figure_times()
+        began, key, stamp = time.time(), self.key(stage), self._stamp(stage)
+        stamp.unlink(missing_ok=True)
+        figures = stamp.parent / "figures"
+        if figures.is_dir():
+            shutil.rmtree(figures)
         copy = self.copies / f"{stage.name}.ipynb"
         copy.parent.mkdir(parents=True, exist_ok=True)
-        config = self.config
         source = nbformat.read(self.notebooks / f"{stage.name}.ipynb", 4)
         with (
             PeakMemory() as memory,
             self.board.stage(self._number(stage), stage.name, copy, source) as status,
         ):
             self.papermill.execute(
-                self.notebooks / f"{stage.name}.ipynb", copy, _parameters(config)
+                self.notebooks / f"{stage.name}.ipynb",
+                copy,
+                _parameters(self.config),
+                {FIGURES_OF_STAGE: str(figures)},
             )
             status.succeeded = True
-        figures = {
-            name: dependencies.file_hash(config.figures_dir / name)
-            for name, changed in self._figure_times().items()
-            if changed != before.get(name)
-        }
-        stamp = self._stamp(stage)
+        self._publish(stage)
         write_json(
             stamp,
             {
                 "key": key,
                 "outputs": _outputs(stamp.parent),
-                "figures": figures,
                 "minutes": round((time.time() - began) / 60, 3),
                 "peak_memory_gb": round(memory.peak / 1e9, 3),
             },
         )
+        self.fresh[stage.name] = True
         self.ran.append(stage.name)
-
-    def _figure_times(self) -> dict[str, int]:
-        """When each figure and table was written: what differs after a stage, the stage made."""
-        folder = self.config.figures_dir
-        files = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
-        return {
-            p.name: p.stat().st_mtime_ns for p in files if p.is_file() and p.name != "metrics.json"
-        }
 
     def finish(self) -> None:
         """Merge the metrics of all stages into ``metrics.json`` and print the headline ones."""
@@ -240,8 +286,7 @@ class _Runner:
             folder = self.config.stage_dir(stage.name)
             if (folder / "metrics.json").is_file():
                 merged |= read_json(folder / "metrics.json")
-            if (folder / "reproduced.json").is_file():
-                old = read_json(folder / "reproduced.json")
+            if old := self._read_stamp(stage):
                 minutes, peak = minutes + old["minutes"], max(peak, old["peak_memory_gb"])
             else:
                 complete = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -9,12 +10,14 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -23,7 +26,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from derm_rl import paths
+from derm_rl import dependencies, paths
+from derm_rl.io import atomic_path, cannot_read, set_aside
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -170,15 +174,28 @@ def generator(*seeds: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def identity(**facts: Any) -> str:
-    """Hash of what a checkpoint belongs to: settings, seed, data."""
+def identity(module: str, **facts: Any) -> str:
+    """Hash of what a checkpoint or a cached file belongs to.
+
+    Args:
+        module: whose code makes it; all that it imports counts.
+        facts: settings, seed, data and whatever else it depends on.
+    """
+    facts |= {"code": dependencies.code(module)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_of(*arrays: Any) -> str:
+    """Hash of all bytes of arrays or tensors, however large: a memory map is read in pieces."""
+    found = hashlib.sha256()
+    for array in arrays:
+        for i in range(0, len(array), 256):
+            found.update(np.ascontiguousarray(array[i : i + 256]).tobytes())
+    return found.hexdigest()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], belongs_to: str) -> None:
     """Write a checkpoint whole or not at all; the one before stays, as ``*.previous``."""
-    from derm_rl.io import atomic_path
-
     with atomic_path(path) as temporary:
         torch.save({"belongs_to": belongs_to, **state}, temporary)
         if path.exists():  # a kill between this and the next line leaves the previous one
@@ -199,22 +216,51 @@ def discard_checkpoint(path: Path) -> None:
 def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
     """The newest usable checkpoint of ``path``, or None.
 
-    One that is torn, or belongs to other settings, is refused (said on stderr with the reason) and
-    the one before it is used.
+    One that was read and is torn, or belongs to something else, is renamed (said on stderr with
+    the reason) and the one before it is used.
+
+    Raises:
+        OSError: one cannot be read just now, which says nothing about it; all stay as they are.
     """
     for candidate in (path, previous(path)):
-        if not candidate.is_file():
-            continue
-        state, problem = {}, "checkpoint of other settings, seed or data"
         try:
             state = torch.load(candidate, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            problem = f"unreadable checkpoint ({error})"
-            candidate.unlink(missing_ok=True)  # or the next save would put it over the one before
-        if state.get("belongs_to") == belongs_to:
-            return state
-        print(f"{candidate}: {problem}; not used", file=sys.stderr)
+        except FileNotFoundError:
+            continue
+        except (OSError, MemoryError) as error:
+            raise cannot_read(candidate, error) from error
+        except Exception as error:
+            torn = not _is_whole(candidate)
+            if not torn and not isinstance(error, pickle.UnpicklingError):
+                raise cannot_read(candidate, error) from error  # memory ran out, for instance
+            why, problem = ("torn" if torn else "foreign"), f"unreadable checkpoint ({error})"
+        else:
+            if isinstance(state, dict) and state.get("belongs_to") == belongs_to:
+                return state
+            ours = isinstance(state, dict) and "belongs_to" in state
+            why, problem = "foreign", "checkpoint of other settings, seed or data, or other code"
+            problem = problem if ours else "not a checkpoint of this program"
+        # Left in its place, the next but one save would end it.
+        set_aside(candidate, why, problem)
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint, which is a zip archive, is there to its last byte.
+
+    Raises:
+        OSError: it cannot be read just now.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception as error:  # anything, on hostile bytes
+        cause = error if isinstance(error, OSError) else error.__context__  # zipfile hides it
+        # Another process of this run may have set it aside; an offset may lead nowhere.
+        content = isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.EINVAL)
+        if isinstance(cause, (OSError, MemoryError)) and not content:
+            raise cannot_read(path, cause) from error
+        return False
 
 
 Callback = Callable[[dict[str, Any]], None]  # called with each new row of a loop's log

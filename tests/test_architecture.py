@@ -8,12 +8,13 @@ import pytest
 import derm_rl
 
 FLOORS = (
-    ("prompts", "settings", "caption_settings", "config", "paths", "provenance", "io"),
+    ("prompts", "settings", "caption_settings", "config", "paths", "provenance", "io")
+    + ("dependencies",),
     ("pipeline", "data"),
     ("training", "redraw", "finetune", "classifier", "rewards", "ddpo"),
     ("evaluation", "captions"),
     ("figures",),
-    ("dependencies", "progress", "execute", "reproduce", "base", "__main__"),
+    ("progress", "execute", "reproduce", "base", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGE = Path(derm_rl.__file__).parent

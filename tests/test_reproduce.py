@@ -44,6 +44,24 @@ def code_of(stage, text):
     )
 
 
+def in_this_process(self, notebook, copy, parameters, variables=None):
+    """Stands in for papermill: the same cells, parameters and variables, without a kernel."""
+    names = {}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (variables or {}).items():
+            environment.setenv(name, value)
+        for cell in nbformat.read(notebook, 4).cells:
+            if cell.cell_type == "code":
+                exec(cell.source, names)
+                names |= parameters if cell.metadata.get("tags") == ["parameters"] else {}
+    copy.write_text("executed")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(Papermill, "execute", in_this_process)
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
@@ -58,7 +76,7 @@ def go(project, *overrides, **options):
     return run(config.load("smoke", overrides), stages=STAGES, notebooks=project, **options)
 
 
-def test_only_what_depends_on_a_change_reruns(project, capsys):
+def test_only_what_depends_on_a_change_reruns(project, quick, capsys):
     assert go(project) == ["01_data", "02_reward_classifier"]
     assert (paths.RUNS / "smoke/notebooks/01_data.ipynb").is_file()
     capsys.readouterr()
@@ -76,6 +94,113 @@ def test_only_what_depends_on_a_change_reruns(project, capsys):
     assert go(project, only="01") == ["01_data"]
     # An override of what only the second stage reads leaves the first alone.
     assert go(project, "classifier.epochs=2") == ["02_reward_classifier"]
+
+
+ALL = tuple(
+    Stage(name, needs)
+    for name, needs in {
+        "01_data": (), "02_reward_classifier": ("01_data",), "05_alignment": ("01_data",),
+        "09_image_text_pairs": (), "10_review_and_release": ("09_image_text_pairs",),
+    }.items()
+)  # fmt: skip
+NAMES = [stage.name for stage in ALL]
+
+
+@pytest.fixture
+def whole(project, quick):
+    """Every stage draws a figure of its own and has been run for the plain preset."""
+    for name in NAMES:
+        write_notebook(project, name, figure_of(name, name))
+
+    def again(*overrides, **options):
+        chosen = config.load("smoke", overrides)
+        ran = run(chosen, stages=ALL, notebooks=project, **options)
+        return [name[:2] for name in ran]
+
+    assert again() == ["01", "02", "05", "09", "10"]
+    return again
+
+
+def test_only_stages_that_read_a_setting_rerun(whole):
+    plain = {f.name: f.stat().st_mtime_ns for f in config.load("smoke").figures_dir.iterdir()}
+    assert whole("alignment.images_per_prompt=3") == ["05"]
+    assert whole("release.test=0.2") == ["10"]
+    many = ("captions.teacher=openai:gpt-4o", "captions.budget=5", "alignment.seed=7")
+    assert whole(*many, start="09") == ["09", "10"]
+    assert whole(*many) == ["05"]
+    assert whole(*reversed(many)) == []  # the same settings in another order
+    assert whole("description=another") == []  # no stage reads it
+    assert whole("alignment.images_per_prompt=9", "alignment.images_per_prompt=3") == []
+    # Every set of settings has all figures, and those of the plain preset are left alone.
+    for overrides in ((), ("alignment.images_per_prompt=3",), ("release.test=0.2",), many):
+        folder = config.load("smoke", overrides).figures_dir
+        assert sorted(f.stem for f in folder.glob("*.csv")) == NAMES
+        assert (folder / "01_data.csv").read_text() == "01_data"
+    assert whole() == []
+    again = {f.name: f.stat().st_mtime_ns for f in config.load("smoke").figures_dir.iterdir()}
+    assert again == plain
+
+
+def test_a_preset_s_own_value_is_no_override(whole):
+    smoke = config.load("smoke")
+    same = f"ddpo.epochs={smoke.ddpo.epochs}"
+    assert whole(same) == whole("seed=0", same) == []
+    assert config.load("smoke", ["seed=3", "seed=0"]) == smoke
+    assert not list((paths.RUNS / "smoke").glob("*-*"))
+
+
+def test_what_is_run_between_from_and_until(whole, project):
+    assert whole(start="05") == ["05", "09", "10"]
+    assert whole(start="02", until="05") == ["02", "05"]
+    assert whole(until="02") == []
+    assert whole(only="9") == ["09"]
+    for wrong in ({"start": "05", "until": "02"}, {"only": "05", "until": "02"}):
+        with pytest.raises(ReproduceError):
+            whole(**wrong)
+    # What a stage does not need is not run before it, however old.
+    write_notebook(project, "01_data", figure_of("01_data", "new"))
+    assert whole(start="09") == ["09", "10"]
+    assert whole(start="05", until="05") == ["01", "05"]
+    assert whole() == ["02"]
+
+
+def test_a_lost_figure_comes_back_without_a_run(whole):
+    folder = config.load("smoke").figures_dir
+    (folder / "05_alignment.csv").unlink()
+    (folder / "01_data.csv").write_text("scribble")
+    assert whole() == []
+    for name in ("01_data", "05_alignment"):
+        assert (folder / f"{name}.csv").read_text() == name
+
+
+def test_parameters_saved_in_a_notebook_change_nothing(whole, project):
+    other = 'preset = "demo"\noverrides = ["seed=3"]\ndata_root = "/nowhere"'
+    write_notebook(project, "01_data", figure_of("01_data", "01_data"), other)
+    assert whole() == []
+
+
+def test_a_stage_run_alone_from_an_old_result_is_run_again_with_it(whole, project):
+    write_notebook(project, "01_data", figure_of("01_data", "new"))
+    assert whole(only="05") == ["05"]  # from the result of the old 01
+    assert whole() == ["01", "02", "05"]
+    assert whole() == []
+
+
+def test_files_fetched_for_pairs_belong_to_what_stage_09_depends_on(whole):
+    chosen = "captions.sources=[hiba]"
+    folder = paths.RUNS / "sources" / "hiba"
+    folder.mkdir(parents=True)
+    (folder / "metadata.csv").write_text("a")
+    assert whole(chosen) == ["09", "10"]
+    (folder / "metadata.csv").write_text("b")
+    assert whole(chosen) == ["09", "10"]
+    assert whole(chosen) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_torn_stamp_is_no_stamp(whole, content):
+    (paths.RUNS / "smoke/05_alignment/reproduced.json").write_text(content)
+    assert whole() == ["05"]
 
 
 def test_a_failure_names_notebook_cell_error_and_copy(project):
@@ -115,7 +240,7 @@ def test_metrics_of_all_stages_are_merged(project):
     assert 0.05 < merged["reproduce.peak_memory_gb"]["value"] < 10
 
 
-def test_one_stage_alone_loses_no_number_of_the_others(project):
+def test_one_stage_alone_loses_no_number_of_the_others(project, quick):
     entry = {k: None for k in ("low", "high", "n", "seeds", "preset", "commit", "csv")}
     metrics = json.dumps({"a.b": entry | {"value": 1.0}})
     code = code_of("01_data", "one") + f"(d / 'metrics.json').write_text({metrics!r})\n"
@@ -129,7 +254,7 @@ def test_one_stage_alone_loses_no_number_of_the_others(project):
     assert {name: metric["value"] for name, metric in now.items()} == {"a.b": 1.0, "c.d": 2.0}
 
 
-def test_a_run_until_a_stage_is_not_taken_for_a_whole_one(project):
+def test_a_run_until_a_stage_is_not_taken_for_a_whole_one(project, quick):
     metrics = json.dumps({"a.b": {"value": 1.0}})
     code = code_of("01_data", "one") + f"(d / 'metrics.json').write_text({metrics!r})\n"
     write_notebook(project, "01_data", code)
@@ -163,7 +288,7 @@ def figure_of(stage, text):
     )
 
 
-def test_a_figure_belongs_to_the_stage_that_drew_it(project):
+def test_a_figure_belongs_to_the_stage_that_drew_it(project, quick):
     """Stage 03 starts within a second of the last figure of 02, which it does not read."""
     stages = (*STAGES, Stage("03_finetune_stable_diffusion", ("01_data",)))
     for stage in stages:
@@ -174,7 +299,7 @@ def test_a_figure_belongs_to_the_stage_that_drew_it(project):
     assert run(smoke, stages=stages, notebooks=project) == [STAGES[1].name]
 
 
-def test_metrics_come_back_if_a_call_was_killed_before_writing_them(project):
+def test_metrics_come_back_if_a_call_was_killed_before_writing_them(project, quick):
     go(project)
     file = config.load("smoke").figures_dir / "metrics.json"
     content = file.read_text()

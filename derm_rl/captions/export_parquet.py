@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from derm_rl.captions.export_images import Load, image_path, kind, strip_metadata
+from derm_rl.io import cannot_read, passing
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -94,7 +95,9 @@ def _blocks(
                 try:
                     content = strip_metadata(load(str(image_id)))
                     path = image_path(str(image_id), kind(content))
-                except (OSError, ValueError, LookupError):
+                except (OSError, ValueError, LookupError) as error:
+                    if passing(error):  # a release without it would say that it is damaged
+                        raise cannot_read(str(image_id), error) from error
                     content = b""
                 if content and images == "reference":
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)

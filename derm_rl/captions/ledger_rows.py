@@ -58,7 +58,9 @@ def key(request: Request, teacher: Teacher) -> str:
     """SHA-256 (64 hex digits) of image bytes, prompt, answer schema, teacher's name and settings.
 
     A teacher that looks at more of the request says so in a method ``looks_at(request)``, whose
-    JSON value becomes part of the key (question, row or measurements of a rule-based one).
+    JSON value becomes part of the key (question, row or measurements of a rule-based one). One
+    whose answers are made by code of this package names it in ``code``: an edit asks it again. A
+    language model has none, its answers stay as long as it would be asked the same.
     """
     prompt, looks_at = request.prompt, getattr(teacher, "looks_at", None)
     parts = {
@@ -69,6 +71,8 @@ def key(request: Request, teacher: Teacher) -> str:
         "settings": dict(teacher.settings),
         "looks_at": looks_at(request) if looks_at else None,
     }
+    if code := getattr(teacher, "code", None):
+        parts["code"] = code
     return hashlib.sha256(canonical(parts).encode("ascii")).hexdigest()
 
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict
-from hashlib import sha256
-from importlib.resources import files
 from typing import Any
 
+from derm_rl import dependencies
 from derm_rl.captions.schema import (
     QUESTION_TYPES,
     Answer,
@@ -36,24 +35,16 @@ CONFIDENCE = {
 }  # fmt: skip
 
 
-# What an answer depends on beside the request: a change in any of these is another teacher.
-SOURCES = ("measured.py", "measure.py", "segment.py", "artifacts.py", "prompting.py")
-
-
-def _sources() -> str:
-    """Hash of the sources that measure and write, so that a ledger never serves an old answer."""
-    package = files("derm_rl.captions")
-    parts = [package / name for name in SOURCES] + [package / "pools" / "terms_ja.yaml"]
-    wording = (f for f in (package / "wording").iterdir() if f.name.endswith(".py"))
-    parts += sorted(wording, key=lambda file: file.name)
-    return sha256(b"\0".join(p.read_bytes() for p in parts if p.is_file())).hexdigest()[:16]
-
-
 class MeasuredTeacher:
     """Answers by rules (:class:`derm_rl.captions.schema.Teacher`)."""
 
     name = "measured"
-    settings: Mapping[str, Any] = {"version": VERSION, "sources": _sources()}
+    settings: Mapping[str, Any] = {"version": VERSION}
+
+    @property
+    def code(self) -> str:
+        """What an answer depends on beside the request: other code is another teacher."""
+        return dependencies.code("derm_rl.captions.measured")
 
     def looks_at(self, request: Request) -> list[Any]:
         """What an answer depends on beside image and prompt: part of the ledger's key."""

@@ -250,7 +250,7 @@ def ask(
     batches = []  # as Arrow columns, a row takes a third of what its Python objects take
 
     def collect(request: Request, key: str, reply: Reply) -> None:
-        rows.append(pair(request, key, reply, teacher.name))
+        rows.append(pair(request, key, reply, teacher))
         if len(rows) == _BATCH:
             batches.append(pa.RecordBatch.from_pylist(rows, schema=_schema()))
             rows.clear()
@@ -264,10 +264,14 @@ def ask(
     return pairs.sort_values(order, kind="stable").reset_index(drop=True), summary
 
 
-def pair(request: Request, key: str, reply: Reply, teacher: str) -> dict[str, Any]:
+def pair(request: Request, key: str, reply: Reply, teacher: Teacher) -> dict[str, Any]:
     """One row of a table of pairs."""
-    question, answer = request.question, reply.answer
-    name = f"{question.conversation}\0{question.turn}\0{key}".encode(errors="surrogatepass")
+    question, answer, asked = request.question, reply.answer, key
+    if hasattr(teacher, "code"):
+        # The key changes with every edit of the code, but what a reader has said of a pair holds
+        # as long as image, question and answer are the same.
+        asked = f"{sha256(request.image).hexdigest()}\0{question.text}\0{reply.raw}"
+    name = f"{question.conversation}\0{question.turn}\0{asked}".encode(errors="surrogatepass")
     findings = [] if answer is None else [f.model_dump() for f in answer.findings]
     return {
         # Not the key alone: two images may have the same content.
@@ -284,7 +288,7 @@ def pair(request: Request, key: str, reply: Reply, teacher: str) -> dict[str, An
         "findings": storable(json.dumps(findings, ensure_ascii=False)),
         "confidence": None if answer is None else answer.confidence,
         "abstained": None if answer is None else answer.abstained,
-        "teacher": teacher,
+        "teacher": teacher.name,
         "status": reply.status,
         "reason": storable(reply.reason),
         **{column: request.row.get(column) for column in _FROM_IMAGE},

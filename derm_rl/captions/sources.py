@@ -67,9 +67,12 @@ def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]
     frame, excluded = read(config)
     table.write(folder / "images.csv", frame)
     write_csv(folder / "exclusions.csv", excluded)
+    # What a run with other settings has measured of the same images need not be measured again.
+    others = [p for p in sorted(folder.parent.glob(f"{STAGE}*/parts")) if p.parent != folder]
     images = store.prepare(
-        frame, folder / "parts", settings.image_size, settings.measured_size, progress=progress
-    )
+        frame, folder / "parts", settings.image_size, settings.measured_size,
+        progress=progress, others=others,
+    )  # fmt: skip
     return frame, images
 
 

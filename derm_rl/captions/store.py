@@ -2,35 +2,36 @@
 
 Drawing, decoding and measuring are most of the work of a run, so they happen once, in parallel,
 in parts of ``PART`` images. A part is a Parquet file that is there whole or not at all, named by a
-hash of all it depends on: an interrupted run goes on where it was, and a change in the measuring
-code, a size or a file remakes what it touches.
+hash of all it depends on: an interrupted run goes on where it was, and a change in the code that
+draws, encodes or measures, a size or a file remakes what it touches.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from derm_rl import dependencies
 from derm_rl.captions.schema import Measurements
 from derm_rl.data import table
-from derm_rl.io import atomic_path
+from derm_rl.io import atomic_path, cannot_read, passing, set_aside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PART = 128  # images of a file
 QUALITY = 92  # of JPEG, where an image has to be shrunk
-_MEASURING = ("store.py", "measure.py", "segment.py", "artifacts.py")
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,9 @@ class Store:
 
     def measurements(self) -> dict[str, Measurements]:
         """By image id, without loading the images."""
-        import pyarrow.parquet as pq
-
         found = {}
         for part in self.parts:
-            rows = pq.read_table(part, columns=["image_id", "measurements"]).to_pydict()
+            rows = _rows(part, ["image_id", "measurements"])
             texts = zip(rows["image_id"], rows["measurements"], strict=True)
             found |= {name: loads(text) for name, text in texts}
         return found
@@ -85,6 +84,7 @@ def prepare(
     measured_size: int,
     workers: int | None = None,
     progress: bool = True,
+    others: Iterable[Path] = (),
 ) -> Store:
     """Encode and measure every image of a table, in its order, in parallel.
 
@@ -94,9 +94,11 @@ def prepare(
         image_size: longest side in pixels at most. A smaller file is kept byte for byte, except
             for hidden metadata; a larger one is shrunk. Phantoms are drawn at this size.
         measured_size: longest side at which an image is measured.
+        others: folders of other stores, whose parts are taken where they are the same.
 
     Raises:
         TableError: an image is missing or damaged, and is named.
+        OSError: a file cannot be read just now; no part that is there is touched.
     """
     from joblib import Parallel, delayed, effective_n_jobs
     from tqdm import tqdm
@@ -104,13 +106,11 @@ def prepare(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     blocks = [frame.iloc[i : i + PART] for i in range(0, len(frame), PART)]
-    facts = {"image_size": image_size, "measured_size": measured_size, "code": _code()}
+    facts = {"image_size": image_size, "measured_size": measured_size}
+    facts |= {"code": dependencies.code("derm_rl.captions.store")}
     names = [f"{i:05d}-{_identity(b, facts)}.parquet" for i, b in enumerate(blocks)]
-    for old in folder.glob("*.parquet"):
-        if old.name not in names:
-            old.unlink()
-    parts = [folder / name for name in names]
-    todo = [(b, p) for b, p in zip(blocks, parts, strict=True) if not p.is_file()]
+    parts, others = [folder / name for name in names], list(others)
+    todo = [(b, p) for b, p in zip(blocks, parts, strict=True) if not _there(p, others)]
     jobs = effective_n_jobs(workers or -1) if len(todo) > 2 else 1
     parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
     done = parallel(
@@ -125,6 +125,8 @@ def prepare(
     for count in done:
         bar.update(count)
     bar.close()
+    for old in set(folder.glob("*.parquet")) - set(parts):  # now that nobody needs them
+        old.unlink(missing_ok=True)
     return Store(parts, frame["image_id"].tolist())
 
 
@@ -141,18 +143,38 @@ def _changed(address: str) -> list[int]:
         return []
     try:
         found = Path(scheme).stat()
-    except OSError:
+    except OSError as error:
+        if passing(error):
+            raise cannot_read(scheme, error) from error
         return []  # reading it will say so
     return [found.st_size, found.st_mtime_ns]
 
 
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """Hash of the sources that encode, measure and draw."""
-    captions, data = files("derm_rl.captions"), files("derm_rl.data")
-    sources = [captions / name for name in _MEASURING]
-    sources += [data / f"phantom{part}.py" for part in ("", "_scene", "_render")]
-    return sha256(b"\0".join(s.read_bytes() for s in sources)).hexdigest()[:16]
+def _there(part: Path, others: Sequence[Path]) -> bool:
+    """Whether a part is there whole, here or in another store: then it is linked from there."""
+    for path in (part, *(folder / part.name for folder in others)):
+        try:
+            with open(path, "rb") as file:
+                begin = file.read(4)
+                file.seek(-4, os.SEEK_END)
+                whole = begin == file.read(4) == b"PAR1"
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if passing(error):
+                raise cannot_read(path, error) from error
+            whole = False  # shorter than that
+        if not whole:
+            set_aside(path, "torn", "not a whole Parquet file")
+            continue
+        if path != part:
+            try:
+                os.link(path, part)
+            except OSError:  # another disk, or one without links
+                with atomic_path(part) as temporary:
+                    shutil.copyfile(path, temporary)
+        return True
+    return False
 
 
 def _write_part(
@@ -176,10 +198,22 @@ def _write_part(
     return len(images)
 
 
-def _read_part(path: Path) -> dict[str, Stored]:
+def _rows(part: Path, columns: Sequence[str] | None = None) -> dict[str, list]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(path).to_pydict()
+    content = part.read_bytes()  # by Python: an error of pyarrow below is one of the content
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=columns).to_pydict()
+    except (pa.ArrowException, OSError) as error:
+        aside = set_aside(part, "torn", f"damaged ({error})")
+        raise table.TableError(
+            f"{part}: damaged images or measurements, kept as {aside.name}; run the stage again"
+        ) from error
+
+
+def _read_part(path: Path) -> dict[str, Stored]:
+    rows = _rows(path)
     columns = (rows["image_id"], rows["image"], rows["measurements"])
     return {n: Stored(n, image, loads(text)) for n, image, text in zip(*columns, strict=True)}
 
@@ -207,6 +241,8 @@ def encode(address: str, size: int) -> tuple[bytes, Image]:
     except (FileNotFoundError, KeyError) as error:
         raise table.TableError(f"image {address}: not found") from error
     except table.DAMAGED as error:
+        if passing(error):
+            raise cannot_read(address, error) from error
         raise table.TableError(f"image {address}: cannot be decoded ({error})") from error
     return _encoded(image, "PNG" if lossless else "JPEG"), image
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from derm_rl import training
+from derm_rl import dependencies, training
 from derm_rl.classifier import calibration
 from derm_rl.classifier.augment import augment
 from derm_rl.classifier.backbones import last_layer
@@ -68,8 +67,7 @@ def train(
     validation = np.asarray(validation, bool)
     _check(images, labels, lesion_ids, label_names, validation)
     belongs_to = _identity(images, labels, label_names, validation, backbone, settings, seed)
-    card = folder / "card.json"
-    if card.is_file() and read_json(card).get("belongs_to") == belongs_to:
+    if _finished(folder) == belongs_to:
         return load_classifier(folder)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -203,6 +201,15 @@ def _since_best(rows: list[dict[str, Any]]) -> int:
     return len(rows) - 1 - int(np.argmin([r["validation_loss"] for r in rows]))
 
 
+def _finished(folder: Path) -> str | None:
+    """What the classifier in a folder belongs to; None if there is none, or it does not say."""
+    try:
+        card = read_json(folder / "card.json")
+    except (FileNotFoundError, ValueError):
+        return None
+    return card.get("belongs_to") if isinstance(card, dict) else None
+
+
 def _checkpoint(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.checkpoint.pt")
 
@@ -311,13 +318,14 @@ def _identity(
     settings: ClassifierConfig,
     seed: int,
 ) -> str:
-    """What a checkpoint or a finished classifier belongs to; of the images, a sample is hashed."""
-    sample = np.ascontiguousarray(images[:: max(1, len(images) // 64)])
-    data = hashlib.sha256(sample.tobytes() + labels.tobytes() + validation.tobytes()).hexdigest()
+    """What a checkpoint or a finished classifier belongs to."""
     fields = ("architecture", "widths", "depths", "pretrained")
+    pretrained = model_folder(backbone.pretrained) if backbone.pretrained else None
     return training.identity(
-        data=data,
+        "derm_rl.classifier.training",
+        data=training.hash_of(images, labels, validation),
         shape=images.shape,
+        start=dependencies.files_under(pretrained) if pretrained else None,
         labels=list(label_names),
         backbone={f: getattr(backbone, f) for f in fields},
         settings={f: getattr(settings, f) for f in USED},

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from derm_rl.io import read_csv, write_csv
+from derm_rl.io import cannot_read, passing, read_csv, write_csv
 from derm_rl.prompts import ARTIFACTS, DIAGNOSES
 
 # image_id and path are needed; everything else may be missing, in single rows or altogether.
@@ -196,6 +196,8 @@ def load_image(address: str, size: int, crop: str | None = "center") -> np.ndarr
     except (FileNotFoundError, KeyError) as error:
         raise TableError(f"image {address}: not found") from error
     except DAMAGED as error:
+        if passing(error):  # says nothing about the image: to leave it out would be wrong
+            raise cannot_read(address, error) from error
         raise TableError(f"image {address}: cannot be decoded ({error})") from error
     width, height = image.size
     side = min(width, height)

@@ -31,6 +31,7 @@ class Task:
     wanted: Tensor  # (P, L) labels each prompt asks for
     reward: rewards.Reward  # trained on
     watched: dict[str, rewards.Reward]  # only measured: the judge
+    judges: str = ""  # hash of what reward and watched are made of
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
-from derm_rl import classifier, data, prompts, rewards
+from derm_rl import classifier, data, dependencies, prompts, rewards
 from derm_rl.config import Config
 from derm_rl.ddpo import alarm
 from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, by_step
@@ -32,7 +32,7 @@ from derm_rl.ddpo.direct import direct_update
 from derm_rl.ddpo.sampling import Batch, Policy, Task, on_host, score_row
 from derm_rl.ddpo.update import State, check_failures, update
 from derm_rl.io import write_csv
-from derm_rl.pipeline import load, save
+from derm_rl.pipeline import fingerprint, load, save
 from derm_rl.settings import DDPOConfig
 from derm_rl.training import (
     Callback,
@@ -40,6 +40,7 @@ from derm_rl.training import (
     cosine_learning_rate,
     discard_checkpoint,
     generator,
+    hash_of,
     identity,
     launched,
     load_checkpoint,
@@ -66,14 +67,21 @@ def train(
     """Refine ``pipe`` in place; return the log, one row per epoch.
 
     Writes ``log.csv``, ``steps.csv`` (by denoising step) and ``timing.csv`` into ``folder``. An
-    interrupted run with the same settings and seed continues from its checkpoint there, to the
-    same weights and logs as an uninterrupted one.
+    interrupted run with the same settings, seed, task, weights to start from and code continues
+    from its checkpoint there, to the same weights and logs as an uninterrupted one.
 
     Raises:
         OffPolicyError: the importance ratio is not 1 before the first update.
         FloatingPointError: ``max_failures`` updates in a row had a reward, loss or gradient that
             is not finite. Single ones are skipped and counted.
     """
+    mine = identity(
+        "derm_rl.ddpo.trainer",
+        settings=settings.model_dump(),
+        seed=seed,
+        task=[task.texts, hash_of(task.wanted), task.judges],
+        start=fingerprint(pipe),
+    )
     accelerator = accelerator_of(settings.mixed_precision)
     first = accelerator.is_main_process
     for part in (pipe.vae, pipe.text_encoder):
@@ -105,7 +113,6 @@ def train(
         accelerator,
     )
     checkpoint = folder / "checkpoint.pt"
-    mine = identity(settings=settings.model_dump(), seed=seed, texts=task.texts)
     if saved := load_checkpoint(checkpoint, mine):
         state.load_state_dict(saved)
     policy = Policy(pipe, accelerator, task, settings)
@@ -259,6 +266,7 @@ def task_of(config: Config) -> Task:
     folder = config.require("02_reward_classifier")
     paid, judge = classifier.load(folder / "reward"), classifier.load(folder / "judge")
     names = paid.label_names
+    files = [dependencies.files_under(folder / name) for name in ("reward", "judge")]
     return Task(
         texts=[prompts.render(f) for f in findings],
         wanted=torch.tensor([prompts.labels(f, names) for f in findings]),
@@ -268,6 +276,7 @@ def task_of(config: Config) -> Task:
             "judge_hard": rewards.hard(judge),
             "judge_apr": rewards.exact(judge, len(vocabulary.artifacts)),
         },
+        judges=dependencies.digest(files),
     )
 
 

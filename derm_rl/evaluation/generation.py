@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,8 @@ from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
 from derm_rl import prompts, training
-from derm_rl.io import read_json, write_json
-from derm_rl.pipeline import as_uint8, image_size
+from derm_rl.io import read_json, set_aside, write_json
+from derm_rl.pipeline import as_uint8, fingerprint, image_size
 
 
 def generate(
@@ -59,8 +58,8 @@ def generate(
     images, start = np.empty(shape, np.uint8), 0
     if out is not None:
         belongs_to = training.identity(
-            weights=_fingerprint(pipeline), texts=texts, indices=indices, seed=seed,
-            mixed_precision=mixed_precision, **settings,
+            "derm_rl.evaluation.generation", pipeline=fingerprint(pipeline), texts=texts,
+            indices=indices, seed=seed, mixed_precision=mixed_precision, **settings,
         )  # fmt: skip
         images, start = _open(Path(out), shape, belongs_to)
     pipeline.set_progress_bar_config(disable=True)
@@ -108,26 +107,49 @@ def _progress(out: Path) -> Path:
     return out.with_suffix(".progress.json")
 
 
-def _open(out: Path, shape: tuple[int, ...], belongs_to: str) -> tuple[Any, int]:
-    """Memory map to fill and the number of images already in it."""
-    done = 0
-    if _progress(out).is_file():
-        state = read_json(_progress(out))
-        done = state["done"] if state["belongs_to"] == belongs_to else 0
-    if done == shape[0] and out.is_file():
-        return np.load(out, mmap_mode="r"), done
-    if done and _partial(out).is_file():
-        return np.lib.format.open_memmap(_partial(out), "r+"), done
-    discard(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(_partial(out), "w+", np.uint8, shape), 0
+def _open(out: Path, shape: tuple[int, ...], belongs_to: str) -> tuple[np.ndarray, int]:
+    """Memory map to fill and the number of images already in it.
+
+    What was begun for something else, or is torn, is set aside; what is finished stays until the
+    new file is whole and takes its name.
+    """
+    partial, progress = _partial(out), _progress(out)
+    owner, done = _state(progress)
+    mine = done if owner == belongs_to else 0
+    if mine and (images := _mapped(partial, "r+", shape)) is not None:
+        return images, mine  # also if it is whole, and a kill came before it got its name
+    if mine == shape[0] and (images := _mapped(out, "r", shape)) is not None:
+        return images, mine
+    if not mine and (done or not owner) and partial.is_file():
+        for path in filter(Path.is_file, (partial, progress)):
+            set_aside(path, "foreign", "images for another pipeline, prompts, settings or code")
+    # Before the file, or its noise would pass for images of the owner before.
+    write_json(progress, {"belongs_to": belongs_to, "done": 0})
+    return np.lib.format.open_memmap(partial, "w+", np.uint8, shape), 0
 
 
-@torch.no_grad()
-def _fingerprint(pipeline: StableDiffusionPipeline) -> list[float]:
-    """Numbers that change when any weight does: two norms of each tensor of the UNet."""
-    out = []
-    for _, p in sorted(pipeline.unet.named_parameters()):
-        p = p.detach().double()
-        out += [p.sum().item(), p.abs().sum().item()]
-    return out
+def _state(progress: Path) -> tuple[str, int]:
+    """What a file of images belongs to, and how many of them are made."""
+    try:
+        state = read_json(progress)
+        return str(state["belongs_to"]), int(state["done"])
+    except FileNotFoundError:
+        return "", 0
+    except (ValueError, KeyError, TypeError) as error:
+        set_aside(progress, "torn", f"does not say how many images are made ({error})")
+        return "", 0
+
+
+def _mapped(path: Path, mode: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The images of a file; None if there is none, or it is torn, and was set aside."""
+    try:
+        images = np.load(path, mmap_mode=mode)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError) as error:
+        set_aside(path, "torn", f"not a whole file of images ({error})")
+        return None
+    if images.shape != shape or images.dtype != np.uint8:
+        set_aside(path, "foreign", f"not images of shape {shape}")
+        return None
+    return images

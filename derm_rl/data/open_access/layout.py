@@ -16,7 +16,7 @@ import pandas as pd
 from derm_rl.data.dermoscopy import ENDINGS, Exclusions, find_images, unique
 from derm_rl.data.open_access import values
 from derm_rl.data.table import COLUMNS, TableError, few, read_bytes
-from derm_rl.io import read_csv
+from derm_rl.io import cannot_read, passing, read_csv
 
 SEPARATORS = (",", ";", "\t")
 
@@ -189,6 +189,8 @@ def damage(address: str) -> str | None:
             opened.draft("RGB", (opened.width // 8, opened.height // 8))
             opened.load()
     except Exception as error:  # decoders raise anything on hostile bytes
+        if passing(error):  # says nothing about the image: to leave it out would be wrong
+            raise cannot_read(address, error) from error
         said = re.sub(r" ?<.*?>", "", str(error))  # <_io.BytesIO object at …>
         return f"image cannot be decoded ({said[:200] or type(error).__name__})"
     return None
