@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import Field, ValidationError
 
-from derm_rl import paths
+from derm_rl import masking, paths
 from derm_rl.caption_settings import CaptionsConfig, ReleaseConfig
 from derm_rl.settings import (
     AlignmentConfig,
@@ -30,7 +30,10 @@ from derm_rl.settings import (
 
 
 class ConfigError(ValueError):
-    """A preset or an override that cannot be used."""
+    """A preset or an override that cannot be used; a key that was pasted into one is not shown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masking.mask(message))
 
 
 class MissingArtifact(FileNotFoundError):
@@ -140,6 +143,9 @@ def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | Non
     Raises:
         ConfigError: names the file or override, the key, what was expected and what was found.
     """
+    masking.guard()
+    for override in overrides:
+        masking.hide_pasted(override)
     file = paths.PARAMS / f"{preset}.yaml"
     if not file.is_file():
         known = [f.stem for f in sorted(paths.PARAMS.glob("*.yaml"))]
@@ -154,8 +160,11 @@ def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | Non
         )
     except ValidationError as error:
         where = f"{file.name}" + (f" with {', '.join(overrides)}" if overrides else "")
-        raise ConfigError("\n".join(_explain(where, e) for e in error.errors())) from None
-    return config
+        faults = [_explain(where, e) for e in error.errors()]
+    else:
+        masking.keep_variable(config.captions.api_key_env)
+        return config
+    raise ConfigError("\n".join(faults))
 
 
 def check_data_root(config: Config) -> None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from derm_rl.masking import mask
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -64,9 +66,9 @@ def _flush(path: Path) -> None:
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
-    """Write text (UTF-8) or bytes."""
+    """Write text (UTF-8), in which no key remains, or bytes as they are."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(mask(content).encode() if isinstance(content, str) else content)
     return Path(path)
 
 

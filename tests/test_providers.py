@@ -13,16 +13,16 @@ from fault_server import Faults, FaultServer, answer_json, chat_completion, ques
 from derm_rl.captions import batch
 from derm_rl.captions.answers import image_type, judge, parse_answer, sendable, wire_schema
 from derm_rl.captions.ledger import Ledger, key
+from derm_rl.captions.outcome import limit_reset
 from derm_rl.captions.pace import TransientError
 from derm_rl.captions.providers import (
     ProviderTeacher,
     TeacherError,
-    hide_secrets,
-    limit_reset,
     model_price,
 )
 from derm_rl.captions.runner import ask_all
 from derm_rl.captions.schema import Prompt
+from derm_rl.masking import mask
 
 SECRET = "sk-test-0123456789abcdef"
 
@@ -105,7 +105,7 @@ def test_live_calls_and_batch_files_ask_the_same():
                 ask(server, request, **options)
                 live = server.bodies[0]
             teacher = ProviderTeacher("test:model", base_url="http://localhost", **options)
-            written = batch.request_body(teacher, request)
+            written = teacher.request_body(request)
             for body in (live, written):
                 if limit := body.pop("max_tokens", None) or body.pop("max_completion_tokens", None):
                     body["limit"] = limit
@@ -359,7 +359,7 @@ def test_settings_and_key_of_the_ledger_know_neither_address_nor_secret(monkeypa
 def test_secrets_are_hidden_and_short_values_left_alone(monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", SECRET)
     monkeypatch.setenv("OTHER_TOKEN", "1")
-    assert hide_secrets(f"a {SECRET}1 b") == "a ***1 b"
+    assert mask(f"a {SECRET}1 b") == "a ***1 b"
 
 
 @pytest.mark.parametrize(
