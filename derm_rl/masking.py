@@ -12,6 +12,7 @@ notebook's kernel sends. Files of notebooks, JSON files and ledgers call it them
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import logging
 import os
@@ -30,9 +31,7 @@ _NAMED = re.compile(
     r"|API_?KEY|TOKEN$|SECRET|PASSWORD",
     re.IGNORECASE,
 )
-_NOT_ONE = re.compile(
-    r"(_PATH|_FILE|_DIR|_SOCK|_URL|_CREDENTIALS|PARALLELISM|_ENV)$", re.IGNORECASE
-)
+_NOT_ONE = re.compile(r"(_PATH|_FILE|_DIR|_SOCK|_URL|_ENV)$", re.IGNORECASE)
 # What servers without keys are given as one; each is also an ordinary word of a message.
 _PLACEHOLDERS = {"not-needed", "no-key-required", "lm-studio", "api-key-not-set", "localhost"}
 # Keys of providers, by how they begin. A digit is asked for: "sk-" also begins ordinary words.
@@ -40,6 +39,9 @@ _KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:sk|gsk|hf|xai|pplx|nvapi|fw|csk|r8|ghp|gho|ghs|github_pat|glpat|whsec)"
     r"[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{12,}"
     r"|AIza[A-Za-z0-9_-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_.-]{10,})"
+)
+_MODEL = re.compile(
+    "gpt|gemini|claude|llama|qwen|mistral|gemma|flash|mini|vl|instruct|measured", re.I
 )
 _VARIABLE_OF_KEYS = "DERM_RL_KEY_VARIABLES"  # names, for the processes that are started from here
 
@@ -74,11 +76,16 @@ def refuse_key(name: str, value: str | None) -> None:
     Raises:
         ValueError: names the setting; the key itself is hidden from then on.
     """
-    found = []
-    if value and name.endswith("base_url"):
+    if not value or value in os.environ:
+        return
+    found, kind = [], name.rpartition(".")[2]
+    if kind == "base_url":
         found = credentials_of(value)
-    if value and (found or (name.endswith("api_key_env") and not value.isidentifier())
-                  or (value not in os.environ and looks_like_key(value))):  # fmt: skip
+    elif kind == "api_key_env":
+        found = [] if value.isidentifier() else [value]
+    elif ":" not in value and len(value) >= 16 and not _MODEL.search(value):
+        found = [value]
+    if found or looks_like_key(value):
         for secret in (value, *value.split(":"), *found):
             keep_secret(secret)
         raise ValueError(
@@ -90,12 +97,11 @@ def refuse_key(name: str, value: str | None) -> None:
 def hide_pasted(setting: str) -> None:
     """Hide what ``key=value`` gives as a key, also under a name that is no setting."""
     name, _, value = setting.partition("=")
-    last = name.strip().rpartition(".")[2]
+    last, value = name.strip().rpartition(".")[2], value.strip()
     if last in ("teacher", "judge", "base_url", "api_key_env"):
-        bare = ":" not in value and re.search(r"\d", value) and len(value) >= 16
-        if looks_like_key(value) or (bare and last in ("teacher", "judge")):
-            keep_secret(value)
-    elif _NAMED.search(last) and not re.fullmatch(r"[\d.eE+-]*|null|true|false", value.strip()):
+        with contextlib.suppress(ValueError):
+            refuse_key(last, value)
+    elif _NAMED.search(last):
         keep_secret(value)
 
 
@@ -133,7 +139,8 @@ def _secrets() -> tuple[str, ...]:
     for name, value in os.environ.items():
         if len(value) < _SHORTEST:
             continue
-        if name in named or (_NAMED.search(name) and not _NOT_ONE.search(name)):
+        named_so = _NAMED.search(name) and not _NOT_ONE.search(name)
+        if name in named or (named_so and not (value[0] in "/~" and os.path.exists(value))):
             found.add(value.strip())
             found.add(re.sub("(?i)^(bearer|basic) +", "", value.strip()))
         elif name.endswith("HEADERS"):

@@ -110,8 +110,8 @@ def to_row(entry: Entry) -> tuple[Any, ...]:
     answer = None if reply.answer is None else mask(reply.answer.model_dump_json())
     return (
         entry.key, _bind(entry.teacher), reply.status, _bind(answer), _bind(mask(reply.raw)),
-        _bind(mask(reply.reason)), reply.input_tokens, reply.output_tokens, reply.cost, reply.latency,
-        json.dumps(list(reply.attempts)), entry.finished,
+        _bind(mask(reply.reason)), reply.input_tokens, reply.output_tokens, reply.cost,
+        reply.latency, json.dumps(list(reply.attempts)), entry.finished,
     )  # fmt: skip
 
 

@@ -101,7 +101,8 @@ class Mailbox(httpx2.AsyncClient):
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
         self.sent = json.loads(request.content)
         status, body = self.reply
-        return _received_as(request, status, json.dumps(body).encode("ascii"))
+        content = body if isinstance(body, bytes) else json.dumps(body).encode("ascii")
+        return _received_as(request, status, content)
 
 
 def _received_as(
@@ -157,7 +158,8 @@ def _completed(body: Any) -> Any:
             if type(owner.get(name)) is not kind:
                 owner[name] = default
     counted = isinstance(usage, dict) and all(
-        type(usage.get(name)) is int for name in ("prompt_tokens", "completion_tokens")
+        type(usage.get(name)) is int and 0 <= usage[name] < 10**9
+        for name in ("prompt_tokens", "completion_tokens")
     )
     if counted:
         usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
@@ -185,7 +187,7 @@ def _status_of(error: Any) -> int:
 def connect(
     name: str, sampling: Mapping[str, Any], base_url: str | None, api_key_env: str | None
 ) -> tuple[Wire, tuple[Any, dict[str, Any]]]:
-    """HTTP client, and model with its settings, of "provider:model", of a server's own address if there is one.
+    """HTTP client, model and settings of "provider:model", at an address of its own if given.
 
     Raises:
         TeacherError: there is no such provider, or its key or extra is missing.
@@ -226,7 +228,7 @@ def connect(
 def offline(
     name: str, sampling: Mapping[str, Any], base_url: str | None
 ) -> tuple[Mailbox, tuple[Any, dict[str, Any]]]:
-    """A mailbox, and the model with its settings that would talk to a server through it; no key is needed.
+    """A mailbox, and model and settings that would talk to a server through it, without a key.
 
     A provider that is not of OpenAI's SDK is asked as those are that are compatible with it.
     """
@@ -275,7 +277,7 @@ def _provider(name: str, **client: Any) -> Any:
 
 
 def _prepared(model: Any, sampling: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model and its settings: clients do not retry, and their key is known as one."""
+    """Model and settings: clients do not retry, and their key is known as one."""
     client = getattr(model, "client", None)
     settings = dict(sampling)
     if hasattr(client, "max_retries"):
