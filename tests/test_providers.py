@@ -273,7 +273,9 @@ def test_hostile_text_is_read_in_linear_time(text):
 def finish_reasons():
     """(word of a provider, its meaning), from pydantic-ai's sources: few are installed."""
     for file in Path(pydantic_ai.models.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if "FINISH_REASON" not in (source := file.read_text(encoding="utf-8")):
+            continue
+        for node in ast.parse(source).body:
             names = [getattr(node, "target", None), *getattr(node, "targets", ())]
             if not any("FINISH_REASON" in getattr(name, "id", "") for name in names):
                 continue
@@ -401,7 +403,7 @@ def test_a_page_of_something_on_the_way_does_not_end_a_run_that_goes_well():
         asyncio.run(three())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -630,9 +632,10 @@ def test_keys_in_addresses_and_headers_of_the_environment(monkeypatch):
 
 @pytest.mark.parametrize(
     "setting",
-    ["teacher=sk-proj-Abcd1234Efgh", "teacher=openai:sk-proj-Abcd1234Efgh", "teachr=hf_Abcd1234Efgh",
+    ["teacher=sk-proj-Abcd1234Efgh", "teacher=openai:sk-proj-Abcd1234Efgh",
+     "teachr=hf_Abcd1234Efgh",
      "teacher=0123456789abcdef0123456789abcdef", "teacher=AnOnlyTextualPassphrase",
-     "judge=AIzaSyAbcdefghijklmnopqrst12345", "api_key=some-private-value", "budget=sk-Abcd1234Efg",
+     "judge=AIzaSyAbcdefghijklmnopqrst12345", "api_key=some-private-value", "budget=sk-Abcd1234Efgh",
      "api_key_env=gsk_Abcd1234Efgh5678", "api_key_env=Zx9-very+private",
      "base_url=https://me:hunter2hunter@host/v1", "base_url=https://host/v1?key=hunter2hunter",
      "base_url=https://me:hun/ter2hunter@host/v1", "base_url=me:hunter2hunter@host:80/v1"],
