@@ -20,6 +20,14 @@ app = typer.Typer(
     "**Research only; not for diagnosis.**",
 )
 
+
+@app.callback()
+def _masked() -> None:
+    from derm_rl.masking import guard
+
+    guard()
+
+
 Preset = Annotated[
     str, typer.Option("--preset", "-p", help="Settings to use: see `derm-rl presets`.")
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from derm_rl.masking import refuse_key
 from derm_rl.settings import Section, check_names, count, fraction, positive
 
 # Keys of data.open_access.SOURCES, which this floor must not import; a test compares them.
@@ -44,6 +45,12 @@ class CaptionsConfig(Section):
     budget: float | None = Field(ge=0, description="US dollars at most; null = no limit")
     timeout: float = positive("seconds for one call")
     attempts: int = count("calls for one question, before it counts as failed")
+
+    @field_validator("teacher", "judge", "base_url", "api_key_env")
+    @classmethod
+    def _no_key(cls, value: str | None, info: ValidationInfo) -> str | None:
+        refuse_key(f"captions.{info.field_name}", value)
+        return value
 
     @model_validator(mode="after")
     def _known(self) -> CaptionsConfig:

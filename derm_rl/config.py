@@ -18,7 +18,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import Field, ValidationError
 
-from derm_rl import paths
+from derm_rl import masking, paths
 from derm_rl.caption_settings import CaptionsConfig, ReleaseConfig
 from derm_rl.settings import (
     AlignmentConfig,
@@ -36,7 +36,10 @@ FIGURES_OF_STAGE = "DERM_RL_FIGURES_OF_STAGE"
 
 
 class ConfigError(ValueError):
-    """A preset or an override that cannot be used."""
+    """A preset or an override that cannot be used; a key that was pasted into one is not shown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masking.mask(message))
 
 
 class MissingArtifact(FileNotFoundError):
@@ -153,6 +156,9 @@ def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | Non
     Raises:
         ConfigError: names the file or override, the key, what was expected and what was found.
     """
+    masking.guard()
+    for override in overrides:
+        masking.hide_pasted(override)
     file = paths.PARAMS / f"{preset}.yaml"
     if not file.is_file():
         known = [f.stem for f in sorted(paths.PARAMS.glob("*.yaml"))]
@@ -165,6 +171,7 @@ def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | Non
     beside = {"name": preset, "data_root": root}
     where = f"{file.name}" + (f" with {', '.join(overrides)}" if overrides else "")
     config = _checked(beside | values, where)
+    masking.keep_variable(config.captions.api_key_env)
     if not overrides:
         return config
     changes = _changes(_checked(beside | plain, file.name), config)
@@ -175,7 +182,8 @@ def _checked(values: Mapping[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(where, e) for e in error.errors())) from None
+        faults = [_explain(where, e) for e in error.errors()]
+    raise ConfigError("\n".join(faults))  # not from there: the cause would hold what was pasted
 
 
 def _changes(before: Section | None, after: Section, prefix: str = "") -> Iterator[str]:

@@ -18,6 +18,7 @@ import nbformat
 import psutil
 
 from derm_rl import paths
+from derm_rl.masking import guard, mask
 from derm_rl.progress import own_cells
 
 PARAMETERS = ("preset", "overrides", "data_root")
@@ -25,6 +26,9 @@ PARAMETERS = ("preset", "overrides", "data_root")
 
 class ReproduceError(RuntimeError):
     """A run that cannot start or has failed; the message says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 def check_parameters(notebook: Path) -> None:
@@ -127,7 +131,7 @@ def _failure(stage: str, copy: Path, stderr: str) -> str:
                         f"{stage}.ipynb failed in cell {number} ({first.strip()}):\n"
                         f"  {output.ename}: {output.evalue}\n  executed copy: {copy}"
                     )
-    return f"{stage}.ipynb could not be executed: {stderr.strip()[-1500:]}\n  copy: {copy}"
+    return f"{stage}.ipynb could not be executed: {mask(stderr.strip())[-1500:]}\n  copy: {copy}"
 
 
 def main() -> None:
@@ -139,8 +143,17 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     import papermill
+    from papermill.iorw import LocalHandler, papermill_io
 
+    class Masked(LocalHandler):
+        """What an executed notebook shows was masked by its kernel; here the file as a whole."""
+
+        def write(self, content: str, path: str) -> None:
+            super().write(mask(content), path)
+
+    guard()
     notebook, copy, parameters = sys.argv[1:]
+    papermill_io.register(copy, Masked())
     papermill.execute_notebook(
         notebook, copy, json.loads(parameters), kernel_name="python3",
         cwd=str(Path(notebook).parent), progress_bar=False, log_output=False,

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from derm_rl.masking import mask
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -109,9 +111,9 @@ def is_set_aside(path: Path) -> bool:
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
-    """Write text (UTF-8) or bytes."""
+    """Write text (UTF-8), in which no key remains, or bytes as they are."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(mask(content).encode() if isinstance(content, str) else content)
     return Path(path)
 
 

@@ -165,7 +165,7 @@ class FaultServer:
         keep: float = 1.0,
     ) -> bool:
         """Send a reply, or the first part ``keep`` of it, after which the connection is closed."""
-        data = json.dumps(content).encode()
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         lines = [f"HTTP/1.1 {status} Status", "Content-Type: application/json"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         lines.append(f"Content-Length: {len(data)}")

@@ -10,7 +10,6 @@ from derm_rl.captions.batch import (
     ENDPOINT,
     BatchError,
     read_results,
-    request_body,
     result_reply,
     write_requests,
 )
@@ -71,7 +70,7 @@ def test_a_line_is_a_complete_call(ledger, tmp_path):
 
 def test_files_are_split_at_the_limits(ledger, tmp_path):
     requests = [question(i) for i in range(10)]
-    size = len(json.dumps(request_body(TEACHER, requests[0]))) + 200
+    size = len(json.dumps(TEACHER.request_body(requests[0]))) + 200
     by_count = write_requests(TEACHER, requests, ledger, tmp_path / "a" / "n.jsonl", max_requests=4)
     assert [len(lines(p)) for p in by_count] == [4, 4, 2]
     limit = 3 * size
@@ -149,7 +148,7 @@ def test_written_answered_read_and_nothing_is_left_to_ask(ledger, tmp_path):
         (result(1, "<script>"), "invalid", "Invalid JSON"),
         (row(1, None, {"code": "batch_expired", "message": "late"}), "failed", "batch_expired"),
         (row(1, {"status_code": 500, "body": {"error": {"message": "x"}}}), "failed", "HTTP 500"),
-        (row(1, {"status_code": 400, "body": "plain text"}), "failed", "chat completion"),
+        (row(1, {"status_code": 400, "body": "plain text"}), "failed", "HTTP 400: plain text"),
         (
             row(1, {"status_code": 400, "body": {"error": {"code": "content_filter"}}}),
             "blocked", "content_filter",
@@ -158,7 +157,7 @@ def test_written_answered_read_and_nothing_is_left_to_ask(ledger, tmp_path):
         (row(1, {"status_code": 200, "body": {"choices": []}}), "failed", "chat completion"),
         (row(1, {"status_code": 200, "body": [1]}), "failed", "chat completion"),
         (row(1, {"status_code": 200, "body": {"choices": [{"message": {"content": 3}}]}}),
-         "failed", "not text"),
+         "failed", "valid string"),
         (row(1, "text"), "failed", "chat completion"),
         (row(1, None), "failed", "chat completion"),
     ],
@@ -197,23 +196,29 @@ def test_a_row_given_twice_counts_once_and_a_better_one_wins(ledger, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"custom_id": "a"}\n{"custom_', "out.jsonl, line 2: not JSON"),
+        (b'{"custom_', "out.jsonl, line 1: not JSON"),
         (b"\xff\xfe\n", "out.jsonl, line 1: not JSON"),
         (b"[" * 100_000, "out.jsonl, line 1: not JSON"),
         (b"[1]\n", "line 1: expected an object with 'custom_id'"),
         (b'{"custom_id": 5}\n', "expected an object with 'custom_id'"),
+        (b'{"custom_id": "a", "method": "POST", "url": "/v1", "body": {}}', "a request, not a res"),
     ],
-    ids=range(5),
+    ids=range(6),
 )
-def test_a_file_that_is_not_of_the_format_is_named_and_not_stored(
+def test_a_file_without_a_result_is_named_and_a_line_costs_its_own_request(
     ledger, tmp_path, content, message
 ):
-    files = write_requests(TEACHER, [question(1)], ledger, tmp_path / "n.jsonl")
-    path = write(tmp_path / "out.jsonl", [result(1)] if b"custom_id" not in content else [])
+    files = write_requests(TEACHER, map(question, range(3)), ledger, tmp_path / "n.jsonl")
+    path = tmp_path / "out.jsonl"
     path.write_bytes(content)
     with pytest.raises(BatchError, match=message.replace("[", r"\[")):
         read_results([path], ledger, files, TEACHER)
     assert len(ledger) == 0
+    good = write(tmp_path / "good.jsonl", [result(0), result(2)]).read_bytes().splitlines()
+    path.write_bytes(b"\xef\xbb\xbf" + good[0] + b"\r\n" + content.strip() + b"\n" + good[1])
+    report = read_results([path], ledger, files, TEACHER)
+    assert report.statuses["ok"] == 2 and report.missing == [key(question(1), TEACHER)]
+    assert len(report.unreadable) == 1 and "out.jsonl, line 2: " in str(report)
 
 
 def test_hostile_text_of_a_batch_is_stored_faithfully(ledger, tmp_path):

@@ -1,28 +1,39 @@
 """Language models as teachers: what is sent, what each reply means, and that no key leaks."""
 
+import ast
 import asyncio
+import base64
+import html
 import json
 import logging
+import math
+import time
 import traceback
 import warnings
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote, quote_plus
 
+import pydantic_ai.models
 import pytest
 from fault_server import Faults, FaultServer, answer_json, chat_completion, question
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from derm_rl import config
 from derm_rl.captions import batch
 from derm_rl.captions.answers import image_type, judge, parse_answer, sendable, wire_schema
 from derm_rl.captions.ledger import Ledger, key
+from derm_rl.captions.outcome import limit_reset
 from derm_rl.captions.pace import TransientError
 from derm_rl.captions.providers import (
     ProviderTeacher,
     TeacherError,
-    hide_secrets,
-    limit_reset,
     model_price,
 )
 from derm_rl.captions.runner import ask_all
 from derm_rl.captions.schema import Prompt
+from derm_rl.masking import mask
 
 SECRET = "sk-test-0123456789abcdef"
 
@@ -105,7 +116,7 @@ def test_live_calls_and_batch_files_ask_the_same():
                 ask(server, request, **options)
                 live = server.bodies[0]
             teacher = ProviderTeacher("test:model", base_url="http://localhost", **options)
-            written = batch.request_body(teacher, request)
+            written = teacher.request_body(request)
             for body in (live, written):
                 if limit := body.pop("max_tokens", None) or body.pop("max_completion_tokens", None):
                     body["limit"] = limit
@@ -196,19 +207,226 @@ def test_hostile_replies_are_invalid_and_nothing_breaks(text):
     assert 0 < len(reply.reason) < 2000
 
 
-def test_fenced_json_is_an_answer():
-    with Scripted(completion(f"Here:\n```json\n{answer_json('x')}\n```")) as server:
-        assert ask(server).status == "ok"
+JSON = answer_json("x")
+QUOTES = "Write ```json\n{}\n``` and <think>no</think>, so."
+QUOTING = json.dumps(json.loads(JSON) | {"answer": QUOTES})
 
 
-@pytest.mark.parametrize("body", ["<html>Bad gateway</html>", {}, {"choices": []}, [1], None])
-def test_a_body_that_is_not_of_this_api_ends_in_a_status_or_another_attempt(body):
-    with Scripted((200, body), (200, body)) as server:
-        try:
-            reply = ask(server)
-        except TransientError:
-            return
-    assert reply.status in ("invalid", "failed") and reply.reason
+@pytest.mark.parametrize(
+    "content",
+    [
+        JSON, f"\ufeff{JSON}", f"Here:\n```json\n{JSON}\n```", f"```JSON\r\n{JSON}\r\n```\nDone.",
+        f"```jsonc\n{JSON}", f"~~~~\n{JSON}\n~~~~", f"``` application/json {JSON}```", QUOTING,
+        f"Here:\n```json\n{QUOTING}\n```", f"<think>\n{{...}}\n</think>\n{JSON}",
+        f"<THINKING>a</THINKING><thinking>b</thinking>\n\n```\n{JSON}\n```",
+        f"a thought whose beginning was cut</think>{QUOTING}",
+        f"[THINK]hm ```json\n{JSON[:-5]}\n```[/THINK]{JSON}", f"{JSON}<|im_end|>\n</s>",
+        f"<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>{JSON}",
+        [{"type": "text", "text": JSON}],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+         {"type": "reasoning", "text": "{}"}, {"type": "text", "text": JSON[:9]}, JSON[9:]],
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_an_answer_is_read_in_every_dress_live_and_in_a_batch(content):
+    with Scripted(completion(content)) as server:
+        live = ask(server, repairs=0)
+    batched = ProviderTeacher("test:model", base_url="http://x", price=(1, 2)).read(
+        *completion(content)[:2]
+    )
+    assert live.status == batched.status == "ok", live.reason
+    assert live.answer == batched.answer
+    assert (live.raw, live.input_tokens, live.cost) == (
+        batched.raw, batched.input_tokens, batched.cost
+    )  # fmt: skip
+    expected = QUOTES if "Write" in str(content) else parse_answer(JSON).answer
+    assert live.answer.answer == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"```\n{JSON}\n```\n```\n{answer_json('y')}\n```", "more than one answer"),
+        (f"```json\n{JSON[:-30]}\n```", "reply: Invalid JSON"),
+        (f"<think>{JSON}", "Invalid JSON"),
+        ("```json\n{}\n```", "answer: Field required"),
+        ("\ufeff \n", "the reply is empty"),
+    ],
+)
+def test_what_is_not_one_answer_says_why(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_answer(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["`" * 10**6, "~" * 10**6, "``` " + " " * 10**6, "<think>" * 10**5, " \n" * 10**6 + "x",
+             "<think></think>" * 50_000, "```{" * 200_000, '{"a":' * 200_000],
+    ids=range(8),
+)  # fmt: skip
+def test_hostile_text_is_read_in_linear_time(text):
+    began = time.process_time()
+    with pytest.raises(ValueError):
+        parse_answer(text)
+    assert time.process_time() - began < 5
+
+
+def finish_reasons():
+    """(word of a provider, its meaning), from pydantic-ai's sources: few are installed."""
+    for file in Path(pydantic_ai.models.__file__).parent.rglob("*.py"):
+        if "FINISH_REASON" not in (source := file.read_text(encoding="utf-8")):
+            continue
+        for node in ast.parse(source).body:
+            names = [getattr(node, "target", None), *getattr(node, "targets", ())]
+            if not any("FINISH_REASON" in getattr(name, "id", "") for name in names):
+                continue
+            for word, meaning in zip(node.value.keys, node.value.values, strict=True):
+                if word is None:  # **another
+                    continue
+                while isinstance(word, ast.Attribute) and word.attr == "value":
+                    word = word.value
+                said = word.value if isinstance(word, ast.Constant) else word.attr
+                yield said, meaning.value
+
+
+def test_every_finish_reason_that_pydantic_ai_knows_has_its_status():
+    expected = {"content_filter": "blocked", "length": "truncated", "error": "failed"}
+    known = set(finish_reasons())
+    assert {"SAFETY", "refusal", "guardrail_intervened", "model_length"} < {
+        word for word, _ in known
+    }
+    for word, meaning in known:
+        for text in ("", JSON[:20]):
+            assert judge(text, word)[0] == expected.get(meaning, "invalid"), (word, meaning)
+        if meaning in ("stop", "tool_call", None):
+            assert judge(JSON, word)[0] == "ok", word
+
+
+@pytest.mark.parametrize(
+    ("finish", "status"),
+    [("SAFETY", "blocked"), ("guardrail_intervened", "blocked"), ("refusal", "blocked"),
+     ("MAX_TOKENS", "truncated"), ("model_length", "truncated"), ("max_output_tokens", "truncated"),
+     ("error", "failed"), ("eos", "invalid"), (7, "invalid")],
+)  # fmt: skip
+def test_finish_reasons_of_other_providers_through_a_gateway(finish, status):
+    with Scripted(completion("", finish)) as server:
+        assert ask(server, repairs=0).status == status
+
+
+def test_temperature_goes_only_to_models_that_take_it():
+    for model, taken in (("gpt-4o", True), ("o3-mini", False), ("gpt-5", False)):
+        for address in ({}, {"base_url": "http://localhost/v1"}):
+            body = ProviderTeacher(f"openai:{model}", **address).request_body(question(1))
+            assert ("temperature" in body) == taken, model
+    with Scripted(completion(JSON)) as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        teacher = ProviderTeacher("openai:o3-mini", base_url=server.url)
+        asyncio.run(teacher.ask(question(1)))
+        assert "temperature" not in server.bodies[0]
+
+
+# ------------------------------------------------------------------------------- odd replies
+
+DEEP = b'{"choices": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+def odd(**changes):
+    return chat_completion({"role": "assistant", "content": JSON}, "stop", "") | changes
+
+
+ODD = [
+    odd(choices=[]), odd(choices=None), odd(choices={}), odd(choices="x"), odd(choices=[None]), {},
+    odd(choices=[{}]), odd(choices=[{"message": None}]), odd(choices=[{"message": "hello"}]), None,
+    odd(choices=[{"message": {"content": 3}}]), odd(choices=[{"message": {"content": {"a": 1}}}]),
+    odd(choices=[{"message": {"content": [3]}}]), [], [1], 3.5, "text", True, DEEP, b"",
+    b"\xff\xfe", b"<html>Bad gateway</html>", b'{"choices": [', b"9" * 5000, {"error": "down"},
+    {"error": {"code": 503, "message": "busy"}}, {"error": {"code": "1e9"}}, {"error": [None]},
+    {"detail": "Not here"}, odd(choices=[{"message": {}, "finish_reason": {"a": 1}}]),
+]  # fmt: skip
+FINE = [
+    odd(usage=None), odd(usage={"prompt_tokens": float("nan"), "completion_tokens": "many"}),
+    odd(usage=[1]), odd(id=None, created="soon", model=3, object=None, system_fingerprint=1),
+    odd(usage={"prompt_tokens": 10**30, "completion_tokens": -5}),
+    {"choices": [{"message": {"content": JSON, "tool_calls": 3, "annotations": "x"}}]},
+]  # fmt: skip
+
+
+def test_an_odd_reply_costs_its_own_question_and_says_why(tmp_path, monkeypatch):
+    """Whatever one question gets, the others are answered, and a later run may ask it again."""
+    monkeypatch.setattr("derm_rl.captions.runner.backoff", lambda *_: 0.0)
+    bodies = [*ODD, *FINE]
+
+    class Odd(FaultServer):
+        async def _chat(self, body, secret, reader, writer):
+            number = int(body["messages"][1]["content"][0]["text"].split()[3])
+            known = number < len(bodies)
+            return await self._send(writer, 200, bodies[number] if known else odd())
+
+    with Odd() as server, Ledger(tmp_path / "l.sqlite") as ledger:
+        teacher = ProviderTeacher("test:model", base_url=server.url, price=(1, 1))
+        requests = [question(i) for i in range(len(bodies) + 10)]
+        summary = ask_all(teacher, requests, ledger, attempts=2, progress=False)
+        replies = [ledger.get(key(request, teacher)) for request in requests]
+    assert summary.asked == len(requests) == sum(summary.statuses.values())
+    for reply, body in zip(replies, [*ODD, *FINE], strict=False):
+        read = teacher.read(200, body)
+        assert (reply.status, reply.answer) == (read.status, read.answer), body
+        assert reply.status in (("ok",) if body in FINE else ("failed", "invalid")), (body, reply)
+        assert reply.reason or reply.status == "ok"
+    assert summary.statuses["ok"] == len(FINE) + 10
+
+
+@pytest.mark.parametrize("status", [204, 302, 400, 402, 409, 418, 422, 499, 500, 529, 599])
+def test_odd_statuses_cost_their_question(status):
+    for body in (b"", b"<html>", {"error": {"message": "no", "code": 7}}, [1]):
+        with Scripted((status, body)) as server:
+            try:
+                reply = ask(server, repairs=0)
+            except (TransientError, TeacherError) as error:
+                assert isinstance(error, TransientError) or status == 402
+                assert str(error)
+                continue
+        assert reply.status == "failed" and reply.reason
+
+
+def test_a_page_of_something_on_the_way_does_not_end_a_run_that_goes_well():
+    with Scripted(completion(JSON), (403, b"<html>"), (404, {"error": {"code": "x"}})) as server:
+        teacher = ProviderTeacher("test:model", base_url=server.url, price=(0, 0))
+
+        async def three():
+            assert (await teacher.ask(question(1))).status == "ok"
+            with pytest.raises(TransientError, match="HTTP 403: <html>"):
+                await teacher.ask(question(1))
+            with pytest.raises(TeacherError, match="HTTP 404"):
+                await teacher.ask(question(1))
+            await teacher.aclose()
+
+        asyncio.run(three())
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+            st.sampled_from(["choices", "message", "content", "error", "usage", "finish_reason",
+                             "refusal", "type", "text", "prompt_tokens", "code", "tool_calls"]),
+            inner, max_size=5,
+        ),
+        max_leaves=12,
+    )
+    | st.binary(max_size=40),
+    st.sampled_from([200, 200, 200, 201, 400, 401, 404, 429, 500]),
+)  # fmt: skip
+def test_no_reply_whatsoever_raises(body, status):
+    if isinstance(body, dict):
+        body.setdefault("choices", [{"message": dict(body)}])
+    reply = READER.read(status, body)
+    assert reply.reason or reply.status == "ok"
+    assert (reply.answer is not None) == (reply.status == "ok")
+    assert math.isfinite(reply.cost) and reply.input_tokens >= 0
+
+
+READER = ProviderTeacher("test:model", base_url="http://localhost", price=(1, 1))
 
 
 def test_refused_requests():
@@ -305,7 +523,7 @@ def test_no_key_anywhere(tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.setenv("SOME_API_KEY", SECRET)
     caplog.set_level(logging.DEBUG)
     path = tmp_path / "ledger.sqlite"
-    texts, requests = [], [question(i) for i in range(60)]
+    texts, requests = [], [question(i) for i in range(30)]
     for faults in (Faults(share=0.5, echo_key=True), Faults(refuse_key=True)):
         with FaultServer(faults) as server, Ledger(path) as ledger:
             teacher = ProviderTeacher(
@@ -314,7 +532,7 @@ def test_no_key_anywhere(tmp_path, monkeypatch, caplog, capfd):
             texts += [repr(teacher), repr(vars(teacher)), json.dumps(teacher.settings)]
             try:
                 texts.append(str(ask_all(teacher, requests, ledger, timeout=0.5, attempts=3)))
-                requests = [question(i) for i in range(60, 70)]
+                requests = [question(i) for i in range(30, 40)]
             except TeacherError as error:
                 assert "***" in str(error)
                 texts += [repr(error), *traceback.format_exception(error)]
@@ -356,10 +574,124 @@ def test_settings_and_key_of_the_ledger_know_neither_address_nor_secret(monkeypa
     assert key(question(1), here) != key(question(1), ProviderTeacher("test:m", temperature=0.5))
 
 
-def test_secrets_are_hidden_and_short_values_left_alone(monkeypatch):
-    monkeypatch.setenv("SOME_API_KEY", SECRET)
+KEY = 'Zx9/very+private credential%7"q'  # with all that is written otherwise somewhere
+
+
+def in_base64(text):
+    return base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        KEY, quote(KEY), quote(KEY, safe=""), quote_plus(KEY), quote(quote(KEY, safe=""), safe=""),
+        quote(KEY, safe="").lower().replace("zx", "Zx"), "".join(f"%{b:02X}" for b in KEY.encode()),
+        json.dumps(KEY), json.dumps(json.dumps({"k": KEY})), repr(KEY), html.escape(KEY),
+        KEY.replace("/", "\\/"), "".join(f"\\u{ord(c):04x}" for c in KEY), KEY.encode().hex(),
+        *(in_base64(f"{'u' * n}:{KEY}{'x' * m}") for n in range(3) for m in range(2)),
+        base64.urlsafe_b64encode(f"a:{KEY}".encode()).decode(), quote(in_base64(KEY), safe=""),
+        base64.encodebytes(("x" * 50 + KEY + "y" * 40).encode()).decode(), f"Bearer {KEY}",
+    ],
+    ids=range(24),
+)  # fmt: skip
+def test_a_key_is_hidden_by_its_value_in_every_form(monkeypatch, form):
+    monkeypatch.setenv("MYKEY", KEY)
+    monkeypatch.setenv("DERM_RL_KEY_VARIABLES", "MYKEY")
+    hidden = mask(f"before {form} after")
+    assert "***" in hidden and hidden.startswith("before ") and hidden.endswith(" after")
+    middle = len(form) // 2
+    assert form[middle - 3 : middle + 3] not in hidden and "private" not in hidden
+
+
+def test_what_is_no_key_is_left_alone(monkeypatch):
     monkeypatch.setenv("OTHER_TOKEN", "1")
-    assert hide_secrets(f"a {SECRET}1 b") == "a ***1 b"
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent.sock")
+    monkeypatch.setenv("VLLM_API_KEY", "EMPTY")
+    text = "1 /tmp/agent.sock EMPTY risk-adjusted-assessment2024 openai:gpt-4o-mini-2024-07-18 hf_x"
+    assert mask(text) == text
+    monkeypatch.setenv("SOME_API_KEY", SECRET)
+    assert mask(f"a {SECRET} b") == "a *** b"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "OPENAI_ADMIN_KEY", "GEMINI_API_KEY", "HF_TOKEN",
+     "CO_API_KEY", "HEROKU_INFERENCE_KEY", "AWS_BEARER_TOKEN_BEDROCK", "AWS_SECRET_ACCESS_KEY",
+     "COPILOT_GITHUB_TOKEN", "SNOWFLAKE_TOKEN", "VERCEL_OIDC_TOKEN", "OPENAI_WEBHOOK_SECRET"],
+)  # fmt: skip
+def test_every_variable_that_a_client_reads_a_key_from_is_one(monkeypatch, name):
+    monkeypatch.setenv(name, "some-private-value")
+    assert mask("a some-private-value b") == "a *** b"
+
+
+def test_keys_in_addresses_and_headers_of_the_environment(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2%2Fhunter@proxy:3128")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: a\nX-Auth: anotherprivateone")
+    assert mask("hunter2/hunter, hunter2%2Fhunter; anotherprivateone") == "***, ***; ***"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["teacher=sk-proj-Abcd1234Efgh", "teacher=openai:sk-proj-Abcd1234Efgh",
+     "teachr=hf_Abcd1234Efgh",
+     "teacher=0123456789abcdef0123456789abcdef", "teacher=AnOnlyTextualPassphrase",
+     "judge=AIzaSyAbcdefghijklmnopqrst12345", "api_key=some-private-value", "budget=sk-Abcd1234Efgh",
+     "api_key_env=gsk_Abcd1234Efgh5678", "api_key_env=Zx9-very+private",
+     "base_url=https://me:hunter2hunter@host/v1", "base_url=https://host/v1?key=hunter2hunter",
+     "base_url=https://me:hun/ter2hunter@host/v1", "base_url=me:hunter2hunter@host:80/v1"],
+)  # fmt: skip
+def test_a_key_pasted_into_a_setting_is_refused_and_not_shown(setting):
+    name, value = setting.split("=", 1)
+    with pytest.raises(config.ConfigError) as caught:
+        config.load("smoke", (f"captions.{setting}",))
+    text = "".join(traceback.format_exception(caught.value))
+    assert value not in str(caught.value) and "hunter" not in str(caught.value)
+    assert f"captions.{name}" in text and "***" in text
+    if name in ("teacher", "base_url", "api_key_env"):
+        arguments = {"model": "x:y", "base_url": "http://h"} | {
+            name.replace("teacher", "model"): value
+        }
+        with pytest.raises(TeacherError) as caught:
+            ProviderTeacher(**arguments)
+        assert value not in str(caught.value)
+
+
+class Echo(FaultServer):
+    """Repeats the Authorization header, in a body and a header, in many forms."""
+
+    status = 401
+
+    async def _chat(self, body, secret, reader, writer):
+        said = [secret, f"Bearer {secret}", quote(secret, safe=""), in_base64(f"me:{secret}:x")]
+        error = {"message": json.dumps(said), "code": "invalid_api_key", "said": said}
+        return await self._send(writer, self.status, {"error": error}, {"X-Echo": secret})
+
+
+def test_a_server_that_echoes_the_key(monkeypatch, caplog, capfd):
+    """Not in errors, variables of tracebacks or logs, whatever the variable is called."""
+    monkeypatch.setenv("MINE", KEY)
+    caplog.set_level(logging.DEBUG)
+    texts = []
+    for status in (401, 400, 500, 200):
+        with Echo() as server:
+            server.status = status
+            teacher = ProviderTeacher("test:model", base_url=server.url, api_key_env="MINE")
+            try:
+                texts.append(repr(asyncio.run(teacher.ask(question(1)))))
+            except (TeacherError, TransientError) as error:
+                frames = traceback.walk_tb(error.__traceback__)
+                texts += [repr(error), repr(error.__context__)]
+                texts += [repr(frame.f_locals) for frame, _ in frames]
+                assert "***" in str(error)
+            texts.append(repr(vars(teacher)))
+            body = {"error": {"message": f"{KEY} {in_base64(KEY)}"}}
+            row = {"custom_id": "a", "response": {"status_code": status, "body": body}}
+            texts.append(repr(batch.result_reply(row, teacher)))
+            del body, row
+    logging.getLogger("x").error("got %s", KEY, exc_info=ValueError(KEY))
+    texts += [caplog.text, *capfd.readouterr()]
+    for hidden in (KEY, "very+private", quote(KEY, safe=""), in_base64(KEY)[2:-4]):
+        assert [text for text in texts if hidden in text] == []
 
 
 @pytest.mark.parametrize(
@@ -400,9 +732,6 @@ def test_wrong_model_names(model):
 
 
 def test_other_wrong_arguments():
-    with pytest.raises(TeacherError, match="keys do not belong") as caught:
-        ProviderTeacher("x:y", base_url=f"http://user:{SECRET}@host/v1")
-    assert SECRET not in str(caught.value)
     with pytest.raises(ValueError, match="repairs"):
         ProviderTeacher("x:y", repairs=-1)
     with pytest.raises(RuntimeError, match="plain JSON"):

@@ -1,16 +1,18 @@
 """The runner, on small notebooks: what reruns, what is skipped, and how a failure reads."""
 
+import base64
 import json
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
 
-from derm_rl import config, dependencies, paths
+from derm_rl import config, dependencies, masking, paths
 from derm_rl.execute import Papermill
 from derm_rl.reproduce import ReproduceError, Stage, run
 
@@ -364,14 +366,42 @@ def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path
     assert not list((tmp_path / "runs").rglob("reproduced.json"))
 
 
-def test_an_executed_copy_keeps_the_last_state_of_a_progress_bar(project, tmp_path):
+def test_an_executed_copy_keeps_the_last_state_of_a_progress_bar_and_no_key(
+    project, tmp_path, monkeypatch
+):
+    key = 'Zx9/very+private"7q'
+    monkeypatch.setenv("MINE", key)
+    monkeypatch.setenv("DERM_RL_KEY_VARIABLES", "MINE")
     write_notebook(
         project,
         "03_bar",
-        "import sys\nfor i in range(3):\n    sys.stderr.write(f'\\r{i} of 2'); sys.stderr.flush()",
+        "import base64, os, sys\n"
+        "for i in range(3):\n    sys.stderr.write(f'\\r{i} of 2'); sys.stderr.flush()\n"
+        "key = os.environ['MINE']\n"
+        "print(key, repr(key), base64.b64encode(f'me:{key}'.encode()).decode())\n"
+        "raise ValueError(key)",
     )
     copy = tmp_path / "copy.ipynb"
-    values = {"preset": "smoke", "overrides": [], "data_root": ""}
-    Papermill().execute(project / "03_bar.ipynb", copy, values)
-    (output,) = nbformat.read(copy, 4).cells[-1].outputs
-    assert output.text == "2 of 2"
+    values = {"preset": "smoke", "overrides": [f"x={key}"], "data_root": ""}
+    with pytest.raises(ReproduceError, match=r"ValueError: \*\*\*") as caught:
+        Papermill().execute(project / "03_bar.ipynb", copy, values)
+    outputs = {o.get("name", "error"): o for o in nbformat.read(copy, 4).cells[-1].outputs}
+    assert outputs["stderr"].text == "2 of 2" and outputs["error"].evalue == "***"
+    assert outputs["stdout"].text.startswith("*** '***' bW")
+    for shown in (copy.read_text(), str(caught.value)):
+        assert "private" not in shown and base64.b64encode(key.encode()).decode()[4:16] not in shown
+
+
+def test_a_kernel_sends_no_key(monkeypatch):
+    """Streams, results, errors and widgets: all messages of a kernel are packed by its session."""
+    from jupyter_client.session import Session
+
+    session = Session(key=b"")
+    shell = SimpleNamespace(kernel=SimpleNamespace(session=session))
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setenv("SOME_API_KEY", 'pri"vate-key-9')
+    masking.guard()
+    masking.guard()
+    content = {"traceback": ['\x1b[31mpri"vate-key-9\x1b[0m'], "é": 1}
+    assert session.unpack(session.pack(content)) == {"traceback": ["\x1b[31m***\x1b[0m"], "é": 1}

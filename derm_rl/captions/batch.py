@@ -12,21 +12,22 @@ each further turn is the next batch. https://platform.openai.com/docs/guides/bat
 
 from __future__ import annotations
 
-import base64
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from derm_rl.captions.answers import image_type, judge, sendable, wire_schema
 from derm_rl.captions.conversations import Conversation, replay
 from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.ledger_rows import FINAL, STATUSES
-from derm_rl.captions.providers import ProviderTeacher, hide_secrets
-from derm_rl.captions.schema import Reply, Request
+from derm_rl.captions.outcome import filtered
+from derm_rl.captions.providers import ProviderTeacher
+from derm_rl.captions.schema import Reply
 from derm_rl.io import atomic_path
+from derm_rl.masking import mask
 
 MAX_REQUESTS = 50_000  # in one file, and
 MAX_BYTES = 200_000_000  # the limits of OpenAI's batch API
@@ -44,6 +45,7 @@ class BatchReport:
     statuses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)  # never requested: refused, not stored
+    unreadable: list[str] = field(default_factory=list)  # file, line, and what is wrong with it
     known: int = 0  # had a final answer already; it stays
 
     def __str__(self) -> str:
@@ -51,41 +53,15 @@ class BatchReport:
         return (
             f"stored {counts}; answered before: {self.known}; missing: {len(self.missing)}; "
             f"unknown, refused: {len(self.unknown)}"
+            + (
+                f"; unreadable: {len(self.unreadable)} ({self.unreadable[0]})"
+                if self.unreadable
+                else ""
+            )
         )
 
 
 # ------------------------------------------------------------------------------------- out
-
-
-def request_body(teacher: ProviderTeacher, request: Request) -> dict[str, Any]:
-    """Body of one call of ``/v1/chat/completions``, as the teacher would make it."""
-    prompt = request.prompt
-    system = sendable(prompt.system) + teacher.schema_text()
-    encoded = base64.b64encode(request.image).decode("ascii")
-    url = f"data:{image_type(request.image)};base64,{encoded}"
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    for question, answer in prompt.history:
-        messages.append({"role": "user", "content": sendable(question)})
-        messages.append({"role": "assistant", "content": sendable(answer)})
-    messages.append({"role": "user", "content": sendable(prompt.user)})
-    first = next(m for m in messages if m["role"] == "user")  # the image belongs to all turns
-    first["content"] = [
-        {"type": "text", "text": first["content"]},
-        {"type": "image_url", "image_url": {"url": url}},
-    ]
-    body: dict[str, Any] = {"model": teacher.model, "messages": messages, **teacher.sampling}
-    if "max_tokens" in body:
-        body["max_completion_tokens"] = body.pop("max_tokens")
-    if teacher.native:
-        schema = {"name": "Answer", "strict": True, "schema": _strict_schema()}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return body
-
-
-def _strict_schema() -> dict[str, Any]:
-    from pydantic_ai.profiles.openai import OpenAIJsonSchemaTransformer
-
-    return OpenAIJsonSchemaTransformer(wire_schema(), strict=True).walk()
 
 
 def write_requests(
@@ -130,7 +106,7 @@ def _lines(
         if (reply is not None and reply.status in FINAL) or name in written:
             continue
         written.add(name)
-        body = request_body(teacher, request)
+        body = teacher.request_body(request)
         line = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": body}
         encoded = json.dumps(line).encode("ascii") + b"\n"
         if len(encoded) > max_bytes:
@@ -162,17 +138,29 @@ def read_results(
 
     An error row is stored as ``failed`` with its reason (``blocked`` if it was a content filter),
     so it may be asked again. A reply that does not follow the schema is ``invalid``: in a batch
-    there is no repair.
+    there is no repair. A line that nobody can read costs the request that it was for, which is
+    then among the missing.
 
     Raises:
-        BatchError: a line is not JSON or has no ``custom_id``. Nothing of that file is stored.
+        BatchError: a file of requests has a line that is none, or a result file has no result.
+            Nothing of that file is stored.
     """
-    expected = {row["custom_id"]: None for path in requests for row in _rows(path)}
+    expected = {}
+    for row in (row for path in requests for row in _rows(path, of="requests")):
+        if isinstance(row, str):
+            raise BatchError(row)
+        expected[row["custom_id"]] = None
     report, seen = BatchReport(), set()
     for path in paths:
-        rows = list(_rows(path))
+        found = list(_rows(path))
+        rows = [row for row in found if not isinstance(row, str)]
+        unreadable = [line for line in found if isinstance(line, str)]
+        if unreadable and not rows:
+            raise BatchError(unreadable[0])
+        report.unreadable += unreadable
         names = [row["custom_id"] for row in rows]
-        before = {n for n, e in ledger.get_many(names).items() if e.reply.status in FINAL}
+        wanted = [name for name in names if name in expected]
+        before = {n for n, e in ledger.get_many(wanted).items() if e.reply.status in FINAL}
         replies = []
         for name, row in zip(names, rows, strict=True):
             if name not in expected:
@@ -190,44 +178,41 @@ def read_results(
     return report
 
 
-def _rows(path: str | Path) -> Iterator[dict[str, Any]]:
+def _rows(path: str | Path, of: str = "results") -> Iterator[dict[str, Any] | str]:
+    """The rows of a file, and what is wrong with a line that is none."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            line = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not line:
                 continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BatchError(
-                    f"{path}, line {number}: not JSON ({error}); a partly downloaded file?"
-                ) from None
+                why = mask(f"not JSON ({error}); a partly downloaded file?")
+                yield f"{path}, line {number}: {why}"
+                continue
             if not isinstance(row, dict) or not isinstance(row.get("custom_id"), str):
-                raise BatchError(f"{path}, line {number}: expected an object with 'custom_id'")
-            yield row
+                yield f"{path}, line {number}: expected an object with 'custom_id'"
+            elif of == "results" and "url" in row and not {"response", "error"} & set(row):
+                yield f"{path}, line {number}: a request, not a result"
+            else:
+                yield row
 
 
 def result_reply(row: dict[str, Any], teacher: ProviderTeacher, discount: float = 0.5) -> Reply:
-    """The reply in one row of a result file, whatever it is."""
+    """The reply in one row of a result file, whatever it is: as a live call would take it."""
+    response, error = row.get("response"), row.get("error")
+    status = response.get("status_code", 200) if isinstance(response, dict) else None
+    if isinstance(status, str) and status.isascii() and status.isdigit():
+        status = int(status[:4])
     try:
-        return _reply(row, teacher, discount)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raw = hide_secrets(json.dumps(row))[:10_000]
-        return Reply("failed", None, raw, f"not a chat completion: {error!r}")
-
-
-def _reply(row: dict[str, Any], teacher: ProviderTeacher, discount: float) -> Reply:
-    response = row.get("response") or {}
-    status, body = response.get("status_code", 200), response.get("body") or {}
-    if (error := row.get("error") or body.get("error")) or status != 200:
-        reason = hide_secrets(f"HTTP {status}: {json.dumps(error or body)}")[:1000]
-        blocked = "content_filter" in reason or "content_policy" in reason
-        return Reply("blocked" if blocked else "failed", None, "", reason)
-    choice, usage = body["choices"][0], body.get("usage") or {}
-    text, refusal = choice["message"].get("content") or "", choice["message"].get("refusal")
-    if not isinstance(text, str):
-        raise TypeError("content is not text")
-    text, refusal = hide_secrets(text), hide_secrets(str(refusal)) if refusal else None
-    verdict = judge(text, choice.get("finish_reason"), refusal)
-    tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    cost = discount * teacher.cost(*tokens)
-    return Reply(verdict[0], verdict[1], text or refusal or "", verdict[2], *tokens, cost)
+        if error or not isinstance(status, int) or not 200 <= status < 600:
+            # Not a word of the model's server: the batch itself has failed, has expired, …
+            raw = json.dumps(response)[:10_000] if response else ""
+            reason = f"not a chat completion: {json.dumps(error if error else row)}"
+            found = Reply("failed", None, mask(raw), mask(reason)[:1000])
+            return replace(found, status="blocked") if filtered(reason) else found
+        reply = teacher.read(status, response.get("body"))
+    except (ValueError, RecursionError) as fault:
+        return Reply("failed", None, "", f"not a chat completion: {fault!r}"[:1000])
+    return replace(reply, cost=discount * reply.cost)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from derm_rl.captions.schema import Answer, Reply, Request, Teacher
+from derm_rl.masking import mask
 
 FINAL = ("ok", "blocked", "invalid", "truncated")  # never asked again
 STATUSES = (*FINAL, "failed")
@@ -108,13 +109,13 @@ def checked(reply: Reply, where: str) -> Reply:
 
 
 def to_row(entry: Entry) -> tuple[Any, ...]:
-    """The values of COLUMNS."""
+    """The values of COLUMNS; no key is in them, whoever the teacher is."""
     reply = checked(entry.reply, entry.key)
-    answer = None if reply.answer is None else reply.answer.model_dump_json()
+    answer = None if reply.answer is None else mask(reply.answer.model_dump_json())
     return (
-        entry.key, _bind(entry.teacher), reply.status, _bind(answer), _bind(reply.raw),
-        _bind(reply.reason), reply.input_tokens, reply.output_tokens, reply.cost, reply.latency,
-        json.dumps(list(reply.attempts)), entry.finished,
+        entry.key, _bind(entry.teacher), reply.status, _bind(answer), _bind(mask(reply.raw)),
+        _bind(mask(reply.reason)), reply.input_tokens, reply.output_tokens, reply.cost,
+        reply.latency, json.dumps(list(reply.attempts)), entry.finished,
     )  # fmt: skip
 
 

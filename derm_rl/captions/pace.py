@@ -15,6 +15,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from derm_rl.masking import mask
+
 MAX_WAIT = 900.0  # seconds; a server that asks for more is asked again earlier
 _TOO_MANY = 0.2  # share of refused calls above which fewer are made
 _MEMORY = 32  # calls over which that share is averaged
@@ -40,6 +42,7 @@ class TransientError(Exception):
         output_tokens: int = 0,
         cost: float = 0.0,
     ) -> None:
+        reason = mask(reason)
         super().__init__(reason)
         self.reason, self.retry_after = reason, retry_after
         self.throttled, self.pause_all = throttled, pause_all
@@ -53,7 +56,7 @@ def backoff(attempt: int, error: BaseException | None = None, base: float = 0.5)
     minute: full jitter keeps those that failed together from coming back together.
     """
     asked = getattr(error, "retry_after", None)
-    if asked is not None:
+    if asked is not None and not math.isnan(asked):
         asked = min(max(asked, 0.0), MAX_WAIT)
         return asked + random.uniform(0, 0.1 * asked + 0.05)
     return random.uniform(0, min(60.0, base * 2**attempt))
@@ -107,7 +110,7 @@ class Pace:
         if not throttled:
             return
         now = time.monotonic()
-        if error.pause_all and error.retry_after:
+        if error.pause_all and error.retry_after and not math.isnan(error.retry_after):
             self._paused_until = max(self._paused_until, now + min(error.retry_after, MAX_WAIT))
         if self._starts:
             self._starts.pop()

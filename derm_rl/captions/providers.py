@@ -7,51 +7,34 @@
 One ``ask`` is one call of the server, and one more for each repair of a reply that does not follow
 the schema. Clients do not retry; :mod:`derm_rl.captions.runner` does, told by ``TransientError``.
 
-Keys are read from the environment when a connection is made. They are not kept, and replaced by
-``***`` in every text that comes back, so that none reaches a ledger, a log or an exception.
+Whatever a server sends costs the one question that was asked: it ends in a status with a reason.
+Only what no question can get past (no key, a wrong one, no such model, no quota) is an error.
+
+Keys are read from the environment when a connection is made. They are not kept, and
+:mod:`derm_rl.masking` replaces them in every text that comes back, so that none reaches a ledger, a
+log or an exception.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import time
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from derm_rl.captions.answers import (
-    image_type,
-    judge,
-    repair_message,
-    sendable,
-    wire_schema,
-)
+from derm_rl.captions.answers import image_type, repair_message, sendable, wire_schema
 from derm_rl.captions.ledger_rows import canonical
+from derm_rl.captions.outcome import Outcome, failure, judged, stumble
 from derm_rl.captions.pace import TransientError
 from derm_rl.captions.schema import Reply, Request
+from derm_rl.captions.wire import TeacherError, complete, connect, listen, offline
+from derm_rl.masking import guard, keep_variable, refuse_key
 
 __all__ = ["ProviderTeacher", "TeacherError", "model_price"]
 
-# What a provider needs: the extra of pydantic-ai-slim, and the variable that holds the key.
-NEEDS = {
-    "openai": ("openai", "OPENAI_API_KEY"),
-    "google": ("google", "GOOGLE_API_KEY"),
-    "anthropic": ("anthropic", "ANTHROPIC_API_KEY"),
-    "mistral": ("mistral", "MISTRAL_API_KEY"),
-    "groq": ("groq", "GROQ_API_KEY"),
-    "bedrock": ("bedrock", "AWS_BEARER_TOKEN_BEDROCK"),
-    "openrouter": ("openai", "OPENROUTER_API_KEY"),
-}
-_SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class TeacherError(RuntimeError):
-    """A teacher that cannot be asked at all: no key, a wrong one, no such model, no quota."""
+_REPAIRED = 8000  # characters of a wrong reply that are sent back with what is wrong
 
 
 class ProviderTeacher:
@@ -85,11 +68,17 @@ class ProviderTeacher:
         native: bool = True,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
+        guard()
+        try:
+            refuse_key("model", model)
+            refuse_key("base_url", base_url)
+            refuse_key("api_key_env", api_key_env)
+        except ValueError as error:
+            raise TeacherError(str(error)) from None
+        keep_variable(api_key_env)
         self.provider, separator, self.model = model.partition(":")
         if not (separator and self.provider and self.model):
             raise TeacherError(f"model {model!r}: expected 'provider:model', e.g. 'openai:gpt-4o'")
-        if base_url and re.match(r"\w+://[^/]*@", base_url):
-            raise TeacherError("base_url: keys do not belong into it; name a variable, api_key_env")
         if repairs < 0:
             raise ValueError(f"repairs must not be negative, got {repairs}")
         self.name, self.price, self.repairs = model, price, repairs
@@ -99,8 +88,9 @@ class ProviderTeacher:
         self.settings = {**self.sampling, "repairs": repairs, "native": native, **(extra or {})}
         canonical(self.settings)  # raises if a value of ``extra`` cannot be part of a key
         self.native = native
-        self._client: tuple[asyncio.AbstractEventLoop, Any] | None = None
-        self._warned = False
+        self._client: tuple[asyncio.AbstractEventLoop, Any, Any] | None = None
+        self._offline: tuple[Any, Any] | None = None
+        self._warned = self._served = False
 
     def __repr__(self) -> str:
         return f"ProviderTeacher({self.name!r}, {self.settings})"
@@ -112,35 +102,67 @@ class ProviderTeacher:
             TransientError: ask again.
             TeacherError: no request can succeed.
         """
-        from pydantic_ai import exceptions
-        from pydantic_ai.direct import model_request
         from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
 
-        model, messages = await self._connected(), self._messages(request)
-        began, spent = [], [0, 0, 0.0]
+        line, messages = await self._connected(), self._messages(request)
+        began, tokens, cost = [], [0, 0], 0.0
         for _ in range(self.repairs + 1):
             began.append(time.time())
-            response = failure = None
-            try:
-                response = await model_request(
-                    model,
-                    messages,
-                    model_settings=self._model_settings,
-                    model_request_parameters=self._parameters(),
-                )
-            except (exceptions.AgentRunError, exceptions.UserError) as error:
-                failure = error  # judged outside: its text must not be the context of another
-            if failure is None:
-                raw, verdict = self._judged(response, spent)
-            else:
-                raw, verdict = "", self._failure(failure, spent)
-            if verdict[0] != "invalid" or not raw:
+            outcome = await self._call(line, messages)
+            tokens = [sum(both) for both in zip(tokens, outcome.tokens, strict=True)]
+            cost += outcome.cost
+            if outcome.fatal:
+                raise TeacherError(f"{self.name}: {outcome.reason}")
+            if outcome.transient:
+                raise TransientError(
+                    outcome.reason, **outcome.waits,
+                    input_tokens=tokens[0], output_tokens=tokens[1], cost=cost,
+                )  # fmt: skip
+            self._served = True
+            if outcome.status != "invalid" or not outcome.raw:
                 break
-            repair = UserPromptPart(repair_message(verdict[2]))
-            said = ModelResponse(parts=[TextPart(sendable(raw))])
+            repair = UserPromptPart(repair_message(outcome.reason))
+            said = ModelResponse(parts=[TextPart(sendable(outcome.raw[:_REPAIRED]))])
             messages += [said, ModelRequest(parts=[repair])]
         latency = time.time() - began[-1]
-        return Reply(verdict[0], verdict[1], raw, verdict[2], *spent, latency, tuple(began))
+        return outcome.reply(*tokens, cost, latency, tuple(began))
+
+    def request_body(self, request: Request) -> dict[str, Any]:
+        """What :meth:`ask` sends, in OpenAI's API, without sending it."""
+        mailbox, line = self._mailbox()
+        mailbox.reply = 200, {}
+        complete(self._call(line, self._messages(request)))
+        return {name: value for name, value in mailbox.sent.items() if name != "stream"}
+
+    def read(self, status: int, body: Any) -> Reply:
+        """What :meth:`ask` makes of an HTTP reply of that API; "failed" if it would ask again."""
+        from pydantic_ai.messages import ModelRequest
+
+        mailbox, line = self._mailbox()
+        mailbox.reply = status, body
+        outcome = complete(self._call(line, [ModelRequest.user_text_prompt("?")]))
+        return outcome.reply(*outcome.tokens, outcome.cost)
+
+    async def _call(self, line: tuple[Any, dict[str, Any]], messages: list[Any]) -> Outcome:
+        """One call of a model with its settings, and what came of it."""
+        from pydantic_ai.direct import model_request
+        from pydantic_ai.exceptions import AgentRunError, UserError
+
+        (model, settings), received = line, listen()
+        try:
+            response = await model_request(
+                model,
+                messages,
+                model_settings=settings,
+                model_request_parameters=self._parameters(),
+            )
+            return judged(response, received, self._cost)
+        except (AgentRunError, UserError) as error:
+            return failure(error, received, served=self._served)
+        except Exception as error:
+            if received.status is None and hasattr(model, "client"):
+                raise  # nothing has come, so it is no reply that this stumbles over
+            return stumble(error, received)
 
     async def aopen(self) -> None:
         """Import and connect beforehand, which takes seconds that no request should be charged.
@@ -153,60 +175,25 @@ class ProviderTeacher:
     async def aclose(self) -> None:
         """Close the connections; the next ``ask`` opens new ones."""
         if self._client is not None:
-            client, self._client = self._client[1], None
-            await client.__aexit__(None, None, None)
+            (_, (model, _), wire), self._client = self._client, None
+            await model.__aexit__(None, None, None)
+            await wire.aclose()
 
     # ---------------------------------------------------------------------------- connection
 
-    async def _connected(self) -> Any:
-        """The model, with a client of the running event loop."""
+    async def _connected(self) -> tuple[Any, dict[str, Any]]:
+        """The model and its settings, with a client of the running event loop."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._client[0] is not loop:
-            model = self._build()
-            self._model_settings = dict(self.sampling)
-            client = getattr(model, "client", None)
-            if hasattr(client, "max_retries"):
-                client.max_retries = 0
-            else:
-                self._model_settings["max_retries"] = 0
-            self._client = (loop, model)
-            await model.__aenter__()
+            wire, line = connect(self.name, self.sampling, self.base_url, self.api_key_env)
+            self._client = loop, line, wire
+            await line[0].__aenter__()
         return self._client[1]
 
-    def _build(self) -> Any:
-        extra, variable = NEEDS.get(self.provider, (self.provider, "its API key"))
-        try:
-            from pydantic_ai.exceptions import UserError
-            from pydantic_ai.models import infer_model
-
-            try:
-                if self.base_url:
-                    return self._compatible()
-                prefix = "openai-chat" if self.provider == "openai" else self.provider
-                return infer_model(f"{prefix}:{self.model}")
-            except UserError as error:
-                raise TeacherError(
-                    f"{self.name}: {hide_secrets(str(error))} (the key is read from the "
-                    f"environment: {variable})"
-                ) from None
-        except ImportError as error:
-            raise TeacherError(
-                f"{self.name}: needs pip install 'pydantic-ai-slim[{extra}]' and the environment "
-                f"variable {variable} ({error})"
-            ) from None
-
-    def _compatible(self) -> Any:
-        from pydantic_ai.models.openai import OpenAIChatModel
-        from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
-
-        if self.api_key_env and not os.environ.get(self.api_key_env):
-            raise TeacherError(
-                f"{self.name}: environment variable {self.api_key_env} is empty; set it to the key "
-                f"of {self.base_url}, or leave api_key_env out if the server needs none"
-            )
-        key = os.environ.get(self.api_key_env) if self.api_key_env else None
-        provider = OpenAICompatibleProvider(self.provider, base_url=self.base_url, api_key=key)
-        return OpenAIChatModel(self.model, provider=provider)
+    def _mailbox(self) -> tuple[Any, Any]:
+        """The same model without a server."""
+        self._offline = self._offline or offline(self.name, self.sampling, self.base_url)
+        return self._offline
 
     # ------------------------------------------------------------------------------ requests
 
@@ -254,24 +241,11 @@ class ProviderTeacher:
 
     # ------------------------------------------------------------------------------- replies
 
-    def _judged(self, response: Any, spent: list[Any]) -> tuple[str, tuple[Any, Any, str]]:
-        """Raw text and verdict; tokens and cost are added to ``spent``."""
-        from pydantic_ai.messages import TextPart
-
-        spent[0] += response.usage.input_tokens
-        spent[1] += response.usage.output_tokens
-        spent[2] += self._cost(response)
-        text = "".join(p.content for p in response.parts if isinstance(p, TextPart))
-        refusal = (response.provider_details or {}).get("refusal")
-        text = hide_secrets(text)
-        refusal = hide_secrets(str(refusal)) if refusal else None
-        return text or refusal or "", judge(text, response.finish_reason, refusal)
-
     def _cost(self, response: Any) -> float:
         if self.price is None and not self.base_url:
             try:  # knows of cached tokens, too
                 return float(response.cost().total_price)
-            except (LookupError, ValueError, AssertionError):
+            except Exception:  # no price, or one that it cannot apply to what was counted
                 pass
         return self.cost(response.usage.input_tokens, response.usage.output_tokens)
 
@@ -288,69 +262,6 @@ class ProviderTeacher:
                 stacklevel=2,
             )
         return 0.0
-
-    def _failure(self, error: Exception, spent: list[Any]) -> tuple[Any, None, str]:
-        """Verdict of a call that raised.
-
-        Raises:
-            TransientError, TeacherError: there is none.
-        """
-        from pydantic_ai import exceptions as e
-
-        if isinstance(error, e.UserError):
-            raise TeacherError(hide_secrets(f"{self.name}: {error}"))
-        status = getattr(error, "status_code", None)
-        code = str(getattr(error, "provider_error_code", None) or "")
-        detail = getattr(error, "body", None) or error
-        reason = hide_secrets(f"HTTP {status}: {detail}" if status else str(error))[:1000]
-        refused = isinstance(error, e.ModelRequestRejectedError)
-        filtered = refused and re.search("content_(filter|policy)", f"{code} {detail}"[:1000])
-        if filtered or isinstance(error, e.ContentFilterError):
-            return "blocked", None, reason
-        fatal = (e.ModelQuotaExceededError, e.ModelAuthenticationError, e.ModelNotFoundError)
-        if isinstance(error, fatal):
-            raise TeacherError(f"{self.name}: {reason}")
-        if refused:
-            return "failed", None, reason  # this request is refused, others may pass
-        if not isinstance(error, e.ModelAPIError):  # the body is not a reply of this API
-            return "invalid", None, reason
-        reset = limit_reset(getattr(error, "headers", None) or {})
-        raise TransientError(
-            reason,
-            retry_after=reset if error.retry_after is None else max(error.retry_after, reset or 0),
-            throttled=isinstance(error, (e.ModelRateLimitError, e.ModelOverloadedError)),
-            pause_all=reset is not None,
-            input_tokens=spent[0],
-            output_tokens=spent[1],
-            cost=spent[2],
-        )
-
-
-def limit_reset(headers: Mapping[str, str]) -> float | None:
-    """Seconds until an exhausted limit of requests or tokens is reset, by x-ratelimit headers.
-
-    None if none is exhausted. Understands "20ms", "6m0s", "1.5" (seconds).
-    """
-    waits = []
-    for kind in ("requests", "tokens"):
-        left = headers.get(f"x-ratelimit-remaining-{kind}", "").strip()
-        text = headers.get(f"x-ratelimit-reset-{kind}", "").strip()
-        if left != "0" or not text:
-            continue
-        parts = _DURATION.findall(text)
-        if parts and "".join(map("".join, parts)) == text:
-            waits.append(sum(float(n) * _SECONDS[unit] for n, unit in parts))
-        elif re.fullmatch(r"\d+(\.\d+)?", text):
-            waits.append(float(text))
-    return max(waits, default=None)
-
-
-def hide_secrets(text: str) -> str:
-    """The text with every value of a secret of the environment replaced by ``***``."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET.search(name) and value in text:
-            text = text.replace(value, "***")
-    return text
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,7 @@ class Summary:
     reused: int = 0  # found answered in the ledger
     skipped: int = 0  # later turns of conversations of which a turn has no answer
     statuses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
+    reasons: Counter[str] = field(default_factory=Counter)  # why, of those that are not ok
     retries: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -63,10 +65,11 @@ class Summary:
             "budget": "; stopped: the budget is spent, run again with more to go on",
             "interrupted": "; interrupted: run again to go on",
         }
+        why = "".join(f"; {n} times: {reason}" for reason, n in self.reasons.most_common(2))
         return (
             f"asked {self.asked} ({counts}), reused {self.reused}, skipped {self.skipped}, "
             f"{self.retries} retries, {self.input_tokens} + {self.output_tokens} tokens, "
-            f"${self.cost:.4f}, {self.seconds:.0f} s{ends.get(self.stopped, '')}"
+            f"${self.cost:.4f}, {self.seconds:.0f} s{ends.get(self.stopped, '')}{why}"
         )
 
 
@@ -250,6 +253,8 @@ class _Run:
         await self.committer.store(name, reply)
         self.summary.asked += 1
         self.summary.statuses[reply.status] += 1
+        if reply.status != "ok":
+            self.summary.reasons[f"{reply.status}, {reply.reason[:120]}"] += 1
         self.bar.set_postfix(cost=f"${self.summary.cost:.2f}", refresh=False)
         return reply
 
