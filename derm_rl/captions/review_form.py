@@ -49,18 +49,21 @@ class Form(widgets.VBox):
         self.scales = {
             name: widgets.ToggleButtons(
                 options=[("–", None), *((str(v), v) for v in SCALE)],
-                tooltips=[meaning] * (len(SCALE) + 1), layout=widgets.Layout(width="330px"),
-                style=widgets.ToggleButtonsStyle(button_width="28px", description_width="106px"),
+                tooltips=[meaning] * (len(SCALE) + 1),
+                layout=widgets.Layout(display="flex", width="336px"),  # else below its label
+                style=widgets.ToggleButtonsStyle(button_width="32px", description_width="108px"),
             )
             for name, meaning in RATINGS.items()
         }  # fmt: skip
         self.language = widgets.Dropdown(
-            options=[("all languages", None), *((name[:40], name) for name in sorted(languages))],
+            options=[("all languages", ""), *((name[:40], name) for name in sorted(languages))],
             layout=widgets.Layout(width="150px"),
         )  # fmt: skip
         self.progress = widgets.IntProgress(min=0, layout=widgets.Layout(width="160px"))
         self.view, self.picture = widgets.HTML(), widgets.HTML()
         self.message, self.count = widgets.HTML(), widgets.HTML()
+        self.message.layout.min_height = "36px"  # else the keys jump as it comes and goes
+        self.message.add_class("derm-message")
         self.words = widgets.VBox()
         self.pair_id: str | None = None  # the pair in view; None behind the last
         self.asked, self._typed, self._loading = 0, "", False
@@ -73,7 +76,7 @@ class Form(widgets.VBox):
         head = [self.progress, self.count]
         head += [self.language] if len(self.language.options) > 2 else []
         left = widgets.VBox([self.picture, *self.scales.values()])
-        left.layout = widgets.Layout(width="336px", flex="0 0 auto")
+        left.layout = widgets.Layout(width="340px", flex="0 0 auto")
         right = widgets.VBox([self.view, self.message, self.commands, self.words])
         right.layout = widgets.Layout(flex="1 1 380px", min_width="0")
         wrap = widgets.Layout(flex_flow="row wrap")

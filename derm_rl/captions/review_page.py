@@ -49,9 +49,10 @@ margin:0 4px 4px 0;font-size:13px}
 .derm-pair li{overflow-wrap:anywhere}
 .derm-pair.derm-pair *{word-break:normal}
 .derm-pair.derm-part{border:0;padding:0;margin:0;max-width:none;font-size:14px;line-height:1.4}
-.derm-part .derm-text{min-width:0;max-height:max(240px,calc(100vh - 440px));overflow-y:auto}
+.derm-part .derm-text{min-width:0;max-height:max(240px,calc(100vh - 425px));overflow-y:auto}
 .derm-part ul{margin:0 0 8px;padding-left:20px}
 .derm-part .derm-small{line-height:1.3}
+.derm-message.derm-message *{line-height:1.3}
 """
 
 

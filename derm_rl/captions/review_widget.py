@@ -123,10 +123,10 @@ class Reviewer(Form):
             self._open()
         self._show(message)
 
-    def only(self, language: str | None) -> None:
-        """Show the pairs of one language alone; None shows all."""
+    def only(self, language: str) -> None:
+        """Show the pairs of one language alone; "" shows all."""
         self._leave()
-        mine = [p for p, name in self.languages.items() if language in (None, name)]
+        mine = [p for p, name in self.languages.items() if language in ("", name)]
         self.queue = self.whole.only(mine)
         stay = self.pair_id in self.queue.pairs and self.seen.verdict is None
         self.go(self.queue.pairs.index(self.pair_id) if stay else self.queue.position(self.store))
@@ -235,7 +235,7 @@ class Reviewer(Form):
         if done and words and words.strip() and words not in (before.answer, self._answer(pair)):
             self.store.keep_draft(pair, words, shown=words)
         if pair not in self.queue.pairs:
-            self.language.value = None
+            self.language.value = ""
         return self.go(self.queue.pairs.index(pair), "Undone." if done else CHANGED)
 
     def _put(self, words: str | None, **changes: Any) -> bool:
