@@ -199,15 +199,20 @@ def test_a_window_takes_in_what_another_wrote_and_overwrites_nothing(tmp_path):
     assert one.get("p0") == Verdict("reject") and one.judged_elsewhere("p0")
 
 
-def _judge_all(folder, verdict):
+def _judge_all(folder, verdict, together):
     store = Store(folder, "Ann")
     for i in range(15):
+        together.wait(30)
         store.put(f"p{i}", Verdict(verdict), seen=Verdict())
 
 
 def test_windows_that_judge_at_the_same_time_give_one_verdict_a_pair(tmp_path):
     fork = multiprocessing.get_context("fork")
-    jobs = [fork.Process(target=_judge_all, args=(tmp_path, v)) for v in ("accept", "reject")]
+    barrier = fork.Barrier(2)
+    jobs = [
+        fork.Process(target=_judge_all, args=(tmp_path, verdict, barrier))
+        for verdict in ("accept", "reject")
+    ]
     for job in jobs:
         job.start()
     for job in jobs:
