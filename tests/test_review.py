@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from derm_rl.captions import review
+from derm_rl.captions import agreement, review, verdicts
 from derm_rl.captions.review import Queue, ReviewError, Store, Verdict
 from derm_rl.captions.review_page import STYLE, card, page, shown
 
@@ -159,9 +159,73 @@ def test_drafts_are_kept_by_pair_and_a_damaged_file_is_no_obstacle(tmp_path):
     assert again.draft("p0") == "half a sen" and again.draft("p1") == "? …"
     again.keep_draft("p0", None)
     assert Store(tmp_path, "Ann").draft("p0") is None
-    store.draft_path.write_text("{")
-    with pytest.warns(UserWarning, match="drafts are lost"):
-        assert store.draft("p1") is None
+    again.keep_draft("p0", "a note", "note")
+    assert (again.draft("p0"), again.draft("p0", "note")) == (None, "a note")
+    for damaged in ("{", "[1]", '{"p1": 5}', '{"p1": {"answer": [5]}}'):
+        store.draft_path.write_text(damaged)
+        with pytest.warns(UserWarning, match="drafts are lost"):
+            assert store.draft("p1") is None
+        store.keep_draft("p2", "new")
+        aside = list(tmp_path.glob("draft-Ann.json.*"))
+        assert damaged in [path.read_text() for path in aside] and store.draft("p2") == "new"
+
+
+def test_drafts_of_an_older_version_are_read(tmp_path):
+    store = Store(tmp_path, "Ann")
+    store.draft_path.write_text('{"p0": "half a sen"}')
+    assert store.draft("p0") == "half a sen" and store.draft("p0", "note") is None
+
+
+def test_drafts_of_two_windows_are_both_kept(tmp_path):
+    one, two = Store(tmp_path, "Ann"), Store(tmp_path, "Ann")
+    one.keep_draft("p0", "one", shown="")
+    two.keep_draft("p0", "two", shown="")
+    one.keep_draft("p0", "one more", shown="one")
+    assert two.draft("p0") == "one more"
+    one.keep_draft("p0", None, shown="one more")
+    assert one.draft("p0") == "two"
+
+
+def test_a_window_takes_in_what_another_wrote_and_overwrites_nothing(tmp_path):
+    one, two = Store(tmp_path, "Ann"), Store(tmp_path, "Ann")
+    assert one.put("p0", Verdict("accept"), seen=Verdict())
+    assert not two.put("p0", Verdict("reject"), seen=Verdict())
+    assert two.get("p0") == Verdict("accept") and two.judged_elsewhere("p0")
+    assert two.put("p0", Verdict("accept"), seen=Verdict())  # the same once more: not doubled
+    assert len(review.history(tmp_path)) == 1
+    assert two.put("p0", Verdict("reject"), seen=Verdict("accept"))
+    assert not two.judged_elsewhere("p0")
+    one.refresh()
+    assert one.get("p0") == Verdict("reject") and one.judged_elsewhere("p0")
+
+
+def _judge_all(folder, verdict, together):
+    store = Store(folder, "Ann")
+    for i in range(15):
+        together.wait(30)
+        store.put(f"p{i}", Verdict(verdict), seen=Verdict())
+
+
+def test_windows_that_judge_at_the_same_time_give_one_verdict_a_pair(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(2)
+    jobs = [
+        fork.Process(target=_judge_all, args=(tmp_path, verdict, barrier))
+        for verdict in ("accept", "reject")
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+        assert job.exitcode == 0
+    assert sorted(review.history(tmp_path)["pair_id"]) == sorted(f"p{i}" for i in range(15))
+
+
+def test_a_lock_that_is_held_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts, "WAIT", 0.05)
+    one, two = Store(tmp_path, "Ann"), Store(tmp_path, "Ann")
+    with one._locked(), pytest.raises(ReviewError, match=r"\.Ann\.lock"):
+        two.put("p0", Verdict("accept"))
 
 
 # -------------------------------------------------------------------------------------- queue
@@ -226,6 +290,13 @@ def test_a_queue_checks_its_arguments(options, message):
 
 
 # ---------------------------------------------------------------------------- apply and count
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """A short bootstrap: how wide the intervals are is tested where they are made."""
+    made = agreement._bootstrap
+    monkeypatch.setattr(agreement, "_bootstrap", lambda f, n, _, seed: made(f, n, 40, seed))
 
 
 def given(*rows: tuple) -> pd.DataFrame:
@@ -305,7 +376,7 @@ def test_a_release_follows_the_review(tmp_path):
     assert "Rejected: 33.3% of 3" in text and "| safety | 3.33 | 3 |" in text
 
 
-def test_figures_of_a_review_are_plain_numbers():
+def test_figures_of_a_review_are_plain_numbers(few_resamples):
     rows, rng = [], np.random.default_rng(0)
     for i in range(40):
         verdict = "reject" if i < 4 else "edit" if i < 10 else "accept"
@@ -599,6 +670,185 @@ def test_an_edit_needs_a_change(opened, tmp_path):
     assert reviewer.at == 0 and review.history(tmp_path / "v").empty
 
 
+WORDS = "My own words."
+
+
+@pytest.mark.parametrize("key", [*"nproualjs051", "accept", "reject", "original", "undo", "next"])
+def test_words_are_kept_whatever_is_pressed(opened, key):
+    reviewer = opened()
+    type_keys(reviewer, "an")
+    place, pair = reviewer.at, reviewer.pair_id
+    reviewer.box.set_state({"value": WORDS})
+    if len(key) == 1:
+        type_keys(reviewer, key)
+    else:
+        reviewer.buttons[key].click()
+    reviewer.go(place)
+    assert reviewer.pair_id == pair and reviewer.box.value == WORDS
+    again = opened()  # after a crash
+    again.go(place)
+    assert again.box.value == WORDS and "not saved yet" in again.message.value
+
+
+@pytest.mark.parametrize("key", "ero")
+def test_undo_brings_back_what_was_in_the_box(opened, tmp_path, key):
+    reviewer = opened()
+    reviewer.box.set_state({"value": WORDS})
+    type_keys(reviewer, key)
+    assert reviewer.at == 1 and len(review.verdicts(tmp_path / "v")) == 1
+    type_keys(reviewer, "u")
+    for window in (reviewer, opened()):
+        assert window.at == 0 and window.box.value == WORDS
+    assert review.verdicts(tmp_path / "v").empty
+    type_keys(reviewer, "e")
+    assert review.verdicts(tmp_path / "v")["answer"].tolist() == [WORDS]
+
+
+def test_undo_of_a_second_edit_keeps_both_texts(opened):
+    reviewer = opened()
+    for text in (WORDS, "Second thoughts."):
+        reviewer.go(0)
+        reviewer.box.set_state({"value": text})
+        type_keys(reviewer, "e")
+    type_keys(reviewer, "u")
+    assert reviewer.seen.answer == WORDS and reviewer.box.value == "Second thoughts."
+
+
+def test_accept_does_not_pass_over_other_words(opened, tmp_path):
+    reviewer = opened()
+    reviewer.box.set_state({"value": WORDS})
+    reviewer.commands.set_state({"value": "aaao"})  # typed before the question could be read
+    type_keys(reviewer, "a")
+    reviewer.buttons["accept"].click()
+    assert reviewer.at == 0 and review.history(tmp_path / "v").empty
+    type_keys(reviewer, "e")
+    reviewer.go(0)
+    type_keys(reviewer, "a")  # an edit that was saved is not dropped either
+    assert review.verdicts(tmp_path / "v")["answer"].tolist() == [WORDS]
+    type_keys(reviewer, "o")
+    assert review.verdicts(tmp_path / "v")["verdict"].tolist() == ["accept"]
+    reviewer.go(0)
+    assert reviewer.box.value == WORDS
+    reviewer.box.set_state({"value": ""})  # emptied: the words are gone
+    type_keys(reviewer, "a")
+    reviewer.go(0)
+    assert reviewer.box.value == f"Answer {reviewer.pair_id[1]}."
+
+
+def test_a_note_is_kept_as_it_is_typed_and_saved_with_what_comes_next(opened, tmp_path):
+    reviewer = opened()
+    pair = reviewer.pair_id
+    for text in ("s", "sp", "spelling"):
+        reviewer.note.set_state({"value": text})
+    assert review.history(tmp_path / "v").empty
+    assert opened().note.value == "spelling"
+    type_keys(reviewer, "rup")
+    assert Store(tmp_path / "v", "Ann").get(pair) == Verdict(note="spelling")
+    assert reviewer.note.value == "spelling" and reviewer.store.draft(pair, "note") is None
+    reviewer.note.set_state({"value": "seen"})
+    type_keys(reviewer, "n")
+    assert Store(tmp_path / "v", "Ann").get(pair).note == "seen"
+    assert len(review.history(tmp_path / "v")) == 3
+
+
+def test_letters_that_come_late_stay_with_their_pair(opened, tmp_path):
+    reviewer = opened()
+    first, box, note = reviewer.pair_id, reviewer.box, reviewer.note
+    box.set_state({"value": "My own"})
+    type_keys(reviewer, "r")  # the browser holds letters back while the kernel is busy
+    box.set_state({"value": WORDS})
+    note.set_state({"value": "why"})
+    assert reviewer.pair_id != first and "Answer" in reviewer.box.value
+    type_keys(reviewer, "p")
+    assert (reviewer.box.value, reviewer.note.value) == (WORDS, "why")
+
+
+def test_two_windows_see_each_other(opened, tmp_path):
+    one, two = opened(), opened()
+    order = one.queue.pairs
+    type_keys(one, "ar")
+    type_keys(two, "r")
+    assert two.at == 0 and "Another window" in two.message.value
+    assert two.count.value == "1 of 6, 2 done"
+    type_keys(two, "a")  # as the other window said: goes on, past what that one judged
+    assert two.pair_id == order[2] and len(review.history(tmp_path / "v")) == 2
+    type_keys(two, "4")
+    type_keys(one, "5")
+    assert one.scales["accuracy"].value == 4 and "Another window" in one.message.value
+    type_keys(one, "a")
+    want = Verdict("accept", {"accuracy": 4})
+    assert Store(tmp_path / "v", "Ann").get(order[2]) == want
+    type_keys(two, "u")  # not what the other window has built upon
+    assert Store(tmp_path / "v", "Ann").get(order[2]) == want
+
+
+def test_words_of_two_windows_are_both_kept(opened, tmp_path):
+    one, two = opened(), opened()
+    one.box.set_state({"value": "of one"})
+    two.box.set_state({"value": "of two"})
+    type_keys(one, "e")
+    type_keys(two, "e")
+    assert review.verdicts(tmp_path / "v")["answer"].tolist() == ["of one"]
+    assert two.at == 0 and two.box.value == "of two"
+    third = opened()
+    third.go(0)
+    assert third.box.value == "of two" and third.seen.answer == "of one"
+
+
+def test_a_full_disk_is_said_and_nothing_is_left_behind(opened, monkeypatch):
+    reviewer = opened()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verdicts, "write_json", full)
+        reviewer.box.set_state({"value": WORDS})
+        type_keys(reviewer, "n")
+        assert "NOT SAVED" in reviewer.message.value
+        assert reviewer.at == 0 and reviewer.box.value == WORDS
+    type_keys(reviewer, "np")
+    assert reviewer.box.value == WORDS
+
+
+def test_one_language_alone(tmp_path):
+    pytest.importorskip("ipywidgets")
+    from derm_rl.captions import review_widget
+
+    pairs = make()
+    pairs["language"] = ["en", "ja"] * 3
+    reviewer = review_widget.review(pairs, image, tmp_path, "Ann")
+    mine = [p for p in reviewer.queue.pairs if int(p[1]) % 2]
+    reviewer.box.set_state({"value": WORDS})
+    first = reviewer.pair_id
+    reviewer.language.set_state({"index": 2})  # all, en, ja
+    assert reviewer.queue.pairs == mine and reviewer.pair_id == mine[0]
+    type_keys(reviewer, "aaa")
+    assert reviewer.pair_id is None and "3 in other languages" in reviewer.view.value
+    type_keys(reviewer, "l")
+    assert len(reviewer.queue) == 6 and reviewer.queue.done(reviewer.store) == 3
+    reviewer.go(reviewer.queue.pairs.index(first))
+    assert reviewer.box.value == WORDS
+    type_keys(reviewer, "l")
+    assert not set(reviewer.queue.pairs) & set(mine)
+    type_keys(reviewer, "u")  # of a pair that the filter hides
+    assert reviewer.pair_id == mine[2] and len(reviewer.queue) == 6
+
+
+def test_tab_leads_from_the_keys_to_the_box_and_on(opened):
+    def controls(widget):
+        inside = getattr(widget, "children", None)
+        return [widget] if inside is None else [c for w in inside for c in controls(w)]
+
+    reviewer = opened()
+    type_keys(reviewer, "n")
+    order = controls(reviewer)
+    at = order.index(reviewer.commands)
+    assert order[at : at + 4] == [
+        reviewer.commands, reviewer.box, reviewer.note, reviewer.buttons["accept"]
+    ]  # fmt: skip
+
+
 def test_the_end_of_the_queue_and_an_empty_one(opened, tmp_path):
     reviewer = opened()
     type_keys(reviewer, "aaaaaaaaa")
@@ -621,7 +871,7 @@ def test_earlier_turns_and_flags_are_shown(opened):
     )
 
 
-def test_two_readers_agree_through_the_widget(opened, tmp_path):
+def test_two_readers_agree_through_the_widget(opened, tmp_path, few_resamples):
     for reader, keys in (("Ann", "aaarar"), ("Bob", "aaarrr")):
         one = opened(reader)
         verdict = dict(zip(sorted(one.queue.pairs), keys, strict=True))

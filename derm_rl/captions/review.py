@@ -7,6 +7,7 @@ pairs to review, and how far readers agree, is :mod:`derm_rl.captions.agreement`
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from typing import Any
 
 import pandas as pd
@@ -85,6 +86,12 @@ class Queue:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def only(self, pairs: Collection[str]) -> Queue:
+        """The same queue without the pairs that are not among these."""
+        part, wanted = copy(self), set(pairs)
+        part.pairs = [p for p in self.pairs if p in wanted]
+        return part
 
     def position(self, store: Store) -> int:
         """Number of the first pair without verdict; the length if there is none."""

@@ -28,6 +28,9 @@ LIMIT = 6000  # characters of a text that are shown
 # An image id -> an encoded image or pixels (H, W, 3) uint8, as a function or by [].
 Images = Callable[[str], Any] | Mapping[str, Any] | Any
 
+# JupyterLab breaks the text of an output within words: word-break is set back at a rank above its
+# own rule. A derm-part is one half of a pair, as the review shows it: the text scrolls by itself
+# where it is longer than the window, so that the controls under it stay in view.
 STYLE = """
 .derm-pair{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;border:1px solid #ccc;
 border-radius:6px;padding:12px;margin:12px 0;display:flex;flex-wrap:wrap;gap:16px;max-width:1100px}
@@ -44,6 +47,12 @@ margin:0 4px 4px 0;font-size:13px}
 .derm-pair .derm-flag{background:#ffd0d0}
 .derm-pair .derm-small{font-size:13px;color:#555;overflow-wrap:anywhere}
 .derm-pair li{overflow-wrap:anywhere}
+.derm-pair.derm-pair *{word-break:normal}
+.derm-pair.derm-part{border:0;padding:0;margin:0;max-width:none;font-size:14px;line-height:1.4}
+.derm-part .derm-text{min-width:0;max-height:max(240px,calc(100vh - 425px));overflow-y:auto}
+.derm-part ul{margin:0 0 8px;padding-left:20px}
+.derm-part .derm-small{line-height:1.3}
+.derm-message.derm-message *{line-height:1.3}
 """
 
 
@@ -113,7 +122,7 @@ def card(
     flags: Iterable[tuple[str, str]] = (),
     before: Iterable[Mapping[str, Any]] = (),
 ) -> str:
-    """One pair as HTML.
+    """One pair as HTML: its image and, beside it, its text.
 
     Args:
         pair: a row of the table of pairs.
@@ -121,13 +130,26 @@ def card(
         flags: check and reason of each flag.
         before: the rows of the turns before, for a conversation.
     """
-    found = findings_of(pair)
+    return f'<div class="derm-pair">{image_of(pair, content)}{text_of(pair, flags, before)}</div>'
+
+
+def image_of(pair: Mapping[str, Any], content: bytes | None) -> str:
+    """The image of a pair with the boxes of its findings; see :func:`card`."""
     media = {"png": "image/png", "jpg": "image/jpeg"}
     image = '<p class="derm-small">The image cannot be read.</p>'
     if content is not None:
         data = base64.b64encode(content).decode()
         image = f'<img alt="image of this pair" src="data:{media[kind(content)]};base64,{data}">'
-        image += _boxes(found or [])
+        image += _boxes(findings_of(pair) or [])
+    return f'<div class="derm-picture">{image}</div>'
+
+
+def text_of(
+    pair: Mapping[str, Any],
+    flags: Iterable[tuple[str, str]] = (),
+    before: Iterable[Mapping[str, Any]] = (),
+) -> str:
+    """What a pair says, and what is said about it; see :func:`card`."""
     turns = "".join(
         f'<pre class="derm-small">{shown(t.get("question"), 1000)}\n→ '
         f"{shown(t.get('answer'), 1000)}</pre>"
@@ -138,14 +160,12 @@ def card(
         for check, reason in flags
     )
     return (
-        '<div class="derm-pair">'
-        f'<div class="derm-picture">{image}</div><div class="derm-text">'
-        f"<div>{_badges(pair)}{marks}</div>{turns}"
+        f'<div class="derm-text"><div>{_badges(pair)}{marks}</div>{turns}'
         f'<pre class="derm-question">{shown(pair.get("question"))}</pre>'
-        f"<pre>{shown(pair.get('answer'))}</pre>{_finding_list(found)}"
+        f"<pre>{shown(pair.get('answer'))}</pre>{_finding_list(findings_of(pair))}"
         f'<p class="derm-small">{shown(pair.get("licence"), 200)} · '
         f"{shown(pair.get('attribution'), 500)}<br>pair {shown(pair.get('pair_id'), 100)} · "
-        f"image {shown(pair.get('image_id'), 200)}</p></div></div>"
+        f"image {shown(pair.get('image_id'), 200)}</p></div>"
     )
 
 

@@ -3,16 +3,19 @@
 A reader looks at a pair and says accept, edit or reject, and rates it from 1 (bad) to 5 (good) on
 six scales. Each reader has a file of their own, ``verdicts-<reader>.jsonl``, to which every change
 is appended and flushed to disk: nothing is overwritten, the last line of a pair counts, and a line
-torn by a crash is the only one lost. What is being typed stands in ``draft-<reader>.json``.
+torn by a crash is the only one lost. What is being typed stands in ``draft-<reader>.json`` until it
+is saved or emptied. A reader may have several windows open: a lock makes them take turns.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from derm_rl.io import read_json, write_json
 
@@ -33,6 +37,8 @@ RATINGS = {
     "precision": "it uses the right terms and no empty words",
 }
 SCALE = (1, 2, 3, 4, 5)
+WAIT = 10  # seconds for another window to finish a line
+Drafts = dict[str, dict[str, list[str]]]  # pair -> "answer" or "note" -> texts, latest last
 
 
 class ReviewError(ValueError):
@@ -71,30 +77,63 @@ class Verdict:
 class Store:
     """The verdicts of one reader in a folder that several readers share.
 
-    A reader may have it open twice: lines are written whole, and the last one counts; only the
-    window that wrote it knows of it before it is opened again.
+    A reader may have it open in several windows. ``refresh`` takes in what the others wrote, and
+    ``elsewhere`` holds the pairs whose last line is one of theirs.
     """
 
     def __init__(self, folder: str | Path, reader: str) -> None:
         self.folder, self.reader = Path(folder), reader_name(reader)
-        self.path = self.folder / f"verdicts-{quote(self.reader, safe='')}.jsonl"
-        self.draft_path = self.folder / f"draft-{quote(self.reader, safe='')}.json"
+        name = quote(self.reader, safe="")
+        self.path = self.folder / f"verdicts-{name}.jsonl"
+        self.draft_path = self.folder / f"draft-{name}.json"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / f".{name}.lock", timeout=WAIT)
         self.states: dict[str, Verdict] = {}
-        for event in _events(self.path):
-            self.states[event["pair_id"]] = _verdict(event)
+        self.elsewhere: set[str] = set()
+        self._size = 0
+        self.refresh()
+        self.elsewhere.clear()
 
     def get(self, pair_id: str) -> Verdict:
         return self.states.get(pair_id, Verdict())
 
-    def put(self, pair_id: str, verdict: Verdict) -> None:
-        """Append the present state of a pair; it is on disk when this returns."""
+    def judged_elsewhere(self, pair_id: str) -> bool:
+        return pair_id in self.elsewhere and self.get(pair_id).verdict is not None
+
+    def refresh(self) -> None:
+        """Take in what other windows have written."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._size:
+            return
+        found = {event["pair_id"]: _verdict(event) for event in _events(self.path)}
+        self.elsewhere |= {p for p, state in found.items() if state != self.get(p)}
+        self.states, self._size = found, size
+
+    def put(self, pair_id: str, verdict: Verdict, seen: Verdict | None = None) -> bool:
+        """Append the present state of a pair; it is on disk when this returns.
+
+        Args:
+            seen: the state that the change was made from. If another window has changed the pair
+                since, nothing is written. Default: write in any case.
+
+        Returns:
+            whether ``verdict`` is now the state of the pair.
+        """
         if not isinstance(pair_id, str) or not pair_id:
             raise ReviewError(f"pair_id must be text, got {pair_id!r}")
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        event = {"pair_id": pair_id, "reader": self.reader, "at": now} | asdict(verdict)
-        # ASCII, so that no text can tear a line or fail to be encoded.
-        line = json.dumps(event, sort_keys=True).encode() + b"\n"
+        with self._locked():
+            self.refresh()
+            if seen is not None and (self.get(pair_id) != seen or verdict == seen):
+                return self.get(pair_id) == verdict
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            event = {"pair_id": pair_id, "reader": self.reader, "at": now} | asdict(verdict)
+            self._append(json.dumps(event, sort_keys=True).encode() + b"\n")
+            self.states[pair_id] = verdict
+            self.elsewhere.discard(pair_id)
+        return True
+
+    def _append(self, line: bytes) -> None:
+        # The line is ASCII, so that no text can tear it or fail to be encoded.
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             size = os.fstat(handle).st_size
@@ -103,33 +142,67 @@ class Store:
             if os.write(handle, line) != len(line):
                 raise OSError(f"{self.path}: the disk took only a part of a verdict")
             os.fsync(handle)
+            self._size = size + len(line)
         finally:
             os.close(handle)
-        self.states[pair_id] = verdict
 
-    def draft(self, pair_id: str) -> str | None:
-        """What was being typed for a pair and is no verdict yet."""
-        return self._drafts().get(pair_id)
-
-    def keep_draft(self, pair_id: str, answer: str | None) -> None:
-        """Remember what is being typed for a pair; None forgets it."""
-        drafts = self._drafts()
-        if answer is None and pair_id not in drafts:
-            return
-        drafts.pop(pair_id, None)
-        if answer is not None:
-            drafts[pair_id] = encodable(answer)
-        write_json(self.draft_path, drafts)
-
-    def _drafts(self) -> dict[str, str]:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
-            saved = read_json(self.draft_path)
+            with self._lock:
+                yield
+        except Timeout as error:
+            raise ReviewError(
+                f"{self._lock.lock_file}: another window of {self.reader} has held this lock for "
+                f"{WAIT} s; close it, or restart its kernel, and try again"
+            ) from error
+
+    def draft(self, pair_id: str, kind: str = "answer") -> str | None:
+        """What was typed last for a pair and is not saved yet; ``kind`` may be "note"."""
+        texts = self._drafts().get(pair_id, {}).get(kind)
+        return texts[-1] if texts else None
+
+    def keep_draft(
+        self, pair_id: str, text: str | None, kind: str = "answer", shown: str | None = None
+    ) -> None:
+        """Remember what is being typed for a pair; None forgets it.
+
+        Args:
+            shown: the draft that this one goes on from, "" for none. Others, which another window
+                wrote, are kept, and come when this one is forgotten. Default: it replaces all.
+        """
+        with self._locked():
+            drafts = self._drafts()
+            before = drafts.get(pair_id, {}).get(kind, [])
+            others = [t for t in before if shown is not None and t not in (shown, text)]
+            texts = others + ([] if text is None else [encodable(text)])
+            if texts != before:
+                drafts[pair_id] = drafts.get(pair_id, {}) | {kind: texts}
+                write_json(self.draft_path, {p: v for p, v in drafts.items() if any(v.values())})
+
+    def _drafts(self) -> Drafts:
+        try:
+            return _drafts(read_json(self.draft_path))
         except FileNotFoundError:
             return {}
         except ValueError as error:  # unfinished words are no reason to stop a review
-            warnings.warn(f"drafts are lost: {error}", stacklevel=3)
+            aside = self.draft_path.with_name(f"{self.draft_path.name}.{time.time_ns()}.damaged")
+            with suppress(FileNotFoundError):  # another window was first
+                os.replace(self.draft_path, aside)
+            warnings.warn(f"drafts are lost: {error}; set aside as {aside.name}", stacklevel=3)
             return {}
-        return {k: v for k, v in saved.items() if isinstance(v, str)}
+
+
+def _drafts(saved: Any) -> Drafts:
+    """Drafts as they are read from a file; a text alone is that of an answer."""
+    try:
+        drafts = {p: {"answer": [v]} if isinstance(v, str) else dict(v) for p, v in saved.items()}
+        texts = [t for kinds in drafts.values() for listed in kinds.values() for t in listed]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ReviewError(f"not drafts by pair ({error})") from error
+    if not all(isinstance(t, str) for t in texts):
+        raise ReviewError("a draft must be text")
+    return drafts
 
 
 def encodable(text: str) -> str:
