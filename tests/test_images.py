@@ -13,7 +13,14 @@ import pytest
 from image_files import MARK, RGB, every_byte
 from PIL import Image
 
-from derm_rl.captions import conversations, export_images, export_parquet, measured, store
+from derm_rl.captions import (
+    conversations,
+    export_formats,
+    export_images,
+    export_parquet,
+    measured,
+    store,
+)
 from derm_rl.data import images, table
 from derm_rl.data.open_access import layout
 from derm_rl.data.table import TableError
@@ -264,13 +271,37 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path):
     bmp[18:26] = struct.pack("<ii", width, height)
     gif = bytearray(FILES["palette.gif"][0])
     gif[6:10] = struct.pack("<HH", width, height)
-    for content in (png, jpeg, bmp, gif):
+    tiff = bytearray(FILES["packed.tif"][0])  # its one strip becomes a tile
+    (first,) = struct.unpack("<I", tiff[4:8])
+    (count,) = struct.unpack("<H", tiff[first : first + 2])
+    new = {273: 324, 279: 325, 278: (322, width), 284: (323, height)}
+    for at in range(first + 2, first + 2 + 12 * count, 12):
+        (tag,) = struct.unpack("<H", tiff[at : at + 2])
+        if isinstance(found := new.get(tag), int):
+            tiff[at : at + 2] = struct.pack("<H", found)
+        elif found:
+            tiff[at : at + 12] = struct.pack("<HHII", found[0], 4, 1, found[1])
+    for content in (png, jpeg, bmp, gif, tiff):
         file = tmp_path / "a.jpg"
         file.write_bytes(content)
         said = limited(lambda file=file: table.load_image(str(file), 8))
         assert f"{file}: cannot be decoded (" in said
         assert "pixels, more than the limit of 89,478,485; shrink it, or leave it out" in said
         assert "more than the limit" in layout.damage(str(file))
+
+
+def test_a_release_that_unpacks_to_more_than_images_take_is_refused(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image = {"bytes": bytes(2**22), "path": "images/00/a.png"}
+    file = tmp_path / "data" / "train-00000.parquet"
+    file.parent.mkdir()
+    pq.write_table(pa.table({"image": [image]}), file, compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(export_formats, "MAX_BYTES", 2**21)
+    words = r"train-00000.parquet: group 0 of 1 rows would be 4,\d+,\d+ bytes unpacked, more than"
+    with pytest.raises(ValueError, match=words):
+        export_formats.unpack_images(tmp_path)
 
 
 def test_a_jpeg_of_endless_scans_is_refused():

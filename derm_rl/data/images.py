@@ -41,7 +41,8 @@ _TURNS = {
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of EXIF and TIFF
+# Tags of EXIF and TIFF.
+_ORIENTATION, _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_HEIGHT = 274, 258, 262, 322, 323
 _REMEDY = "shrink it, or leave it out"
 # opened() refuses what this warns of.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -116,7 +117,8 @@ def opened(content: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"cannot be decoded ({_too_many(str(error))})") from error
+        count = int(re.search(r"\d+", str(error))[0])
+        raise ImageError(f"cannot be decoded ({_too_many(f'{count:,}')})") from error
     except Image.UnidentifiedImageError as error:
         begins = bytes(content[:8])
         raise ImageError(
@@ -125,9 +127,11 @@ def opened(content: bytes) -> Image.Image:
         ) from error
     except Exception as error:  # decoders raise anything on hostile bytes
         raise ImageError(f"cannot be decoded ({_said(error)})") from error
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise ImageError(f"cannot be decoded ({_too_many(f'{image.width} × {image.height}')})")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: its tiles can be larger than itself
+    for width, height in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
+        if width * height > MAX_PIXELS:
+            image.close()
+            raise ImageError(f"cannot be decoded ({_too_many(f'{width} × {height}')})")
     if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MAX_SCANS:
         image.close()
         raise ImageError(f"cannot be decoded (more than {MAX_SCANS} scans; save it anew)")
