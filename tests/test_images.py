@@ -21,7 +21,7 @@ from derm_rl.captions import (
     measured,
     store,
 )
-from derm_rl.data import images, table
+from derm_rl.data import dermoscopy, images, table
 from derm_rl.data.open_access import layout
 from derm_rl.data.table import TableError
 
@@ -197,6 +197,27 @@ def test_the_teacher_by_rules_reads_any_file():
         assert measured._measure(content) is not None
     with pytest.raises(ValueError, match="cannot be decoded"):
         measured._measure(b"none")
+
+
+def test_files_of_every_ending_are_found_and_used_by_both_kinds_of_readers(tmp_path):
+    names = [n for n in FILES if not n.endswith(".mpo")]
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for number, name in enumerate(names):
+            archive.writestr(f"{number}.{name.rpartition('.')[2].upper()}", FILES[name][0])
+        archive.writestr("bad.jpg", FILES["rgb.tif"][0][:200])
+    found = dermoscopy.find_images(tmp_path, "images*")
+    assert set(found) == {*map(str, range(len(names))), "bad"}
+    frame = pd.DataFrame({"image_id": list(found), "path": list(found.values())})
+    exclusions = dermoscopy.Exclusions("exclude")
+    kept = layout.without_damage(frame, exclusions)
+    failed = table.decode_into(np.empty((len(frame), 8, 8, 3), np.uint8), frame)
+    assert [row["image_id"] for row in exclusions.rows] == ["bad"] == list(failed)
+    assert len(kept) == len(names)
+    with pytest.raises(TableError, match=r"1 images \(bad\): image cannot be decoded"):
+        layout.without_damage(frame, dermoscopy.Exclusions("raise"))
+    texts = pd.DataFrame({"image_id": ["x/1.WebP", "b.TIFF", "c.v2"]})
+    ids = layout.with_ids(texts, texts["image_id"], tmp_path)["image_id"].tolist()
+    assert ids == ["1", "b", "c.v2"]
 
 
 # -------------------------------------------------------------------------------------- limits
