@@ -667,7 +667,7 @@ def test_damage_never_raises(tmp_path):
     hostile = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, picture(1)[:500], b"GIF89a"]
     for content in hostile:
         assert "cannot be decoded" in layout.damage(str(put(tmp_path / "bad.jpg", content)))
-    assert "cannot be decoded" in layout.damage(str(tmp_path / "absent.jpg"))
+    assert layout.damage(str(tmp_path / "absent.jpg")) == "image not found"
 
 
 # --- subsets, counts ----------------------------------------------------------------------------

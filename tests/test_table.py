@@ -224,6 +224,6 @@ def test_an_archive_that_was_replaced_is_read_anew(tmp_path):
     for shade in (10, 240):
         file.unlink(missing_ok=True)
         with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("x.png", encoded(Image.new("RGB", (9, 9), (shade,) * 3), "PNG"))
+            archive.writestr("x.png", encoded(Image.new("RGB", (16, 16), (shade,) * 3), "PNG"))
         found.append(table.load_image(f"{file}::x.png", 8).mean())
     assert found == [10, 240]

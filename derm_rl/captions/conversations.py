@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -135,10 +134,10 @@ def tile_tokens(image: bytes) -> int:
     The image is made to fit into 2048 px, then its shorter side into 768 px; 85 tokens, and 170
     for each tile of 512 px (https://platform.openai.com/docs/guides/images-vision).
     """
-    from PIL import Image
+    from derm_rl.data.images import opened
 
-    with Image.open(io.BytesIO(image)) as opened:
-        width, height = opened.size
+    with opened(image) as header:
+        width, height = header.size
     scale = min(1, 2048 / max(width, height))
     scale *= min(1, 768 / (min(width, height) * scale))
     return 85 + 170 * math.ceil(width * scale / 512) * math.ceil(height * scale / 512)

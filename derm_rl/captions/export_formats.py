@@ -11,9 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from derm_rl.data.images import MAX_BYTES
 from derm_rl.io import write_atomic
 
 _BATCH = 500
+MAX_GROUP = 2**32  # bytes of a group of rows, unpacked: it is in memory at once
 # In LLaVA's format this stands for the pixels: in a text it would ask for an image too many.
 _TOKEN = re.compile(r"<\s*(image|video)\s*>", re.IGNORECASE)
 
@@ -34,6 +36,8 @@ def rows(
 
     for path in paths:
         with pq.ParquetFile(path) as opened:
+            if pixels:
+                _check_size(path, opened.metadata)
             names = opened.schema_arrow.names
             embedded = "image" in names
             columns = [n for n in names if n != "image"]
@@ -47,6 +51,23 @@ def rows(
                     if not embedded and pixels:
                         row["image"] = Path(folder, row["image_path"]).read_bytes()
                     yield row
+
+
+def _check_size(path: Path, metadata: Any) -> None:
+    """Refuse a file that would unpack to more than images take, before anything is read.
+
+    Raises:
+        ValueError: it names the file, the group of rows and the limit.
+    """
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        limit = min(MAX_GROUP, MAX_BYTES * group.num_rows)
+        if group.total_byte_size > limit:
+            raise ValueError(
+                f"{path}: group {number} of {group.num_rows} rows would be "
+                f"{group.total_byte_size:,} bytes unpacked, more than the limit of {limit:,}; use "
+                "the release as it was published, or make it anew with smaller images"
+            )
 
 
 def conversations(paths: list[Path]) -> Iterator[list[dict[str, Any]]]:

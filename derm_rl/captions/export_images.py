@@ -1,23 +1,24 @@
-"""Encoded images for a release: re-encoded from a table, or given and freed of hidden metadata."""
+"""Encoded images for teachers and a release: the one picture of a file, and nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
+import struct
+import zlib
 from collections.abc import Callable
 
 import pandas as pd
+from PIL import Image, ImageChops
+
+from derm_rl.data import images, table
 
 Load = Callable[[str], bytes]  # image id -> an encoded image
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-# Chunks of PNG and segments of JPEG that decoding needs; all others can hold where and when a
-# picture was taken, by whom, and of whom.
-_PNG_KEPT = {
-    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT",
-    b"pHYs",
-}  # fmt: skip
-_JPEG_DROPPED = {0xE1, *range(0xE3, 0xEE), 0xEF, 0xFE}  # not APP0 (JFIF), APP2 (ICC), APP14 (Adobe)
+_FRAMES = (b"\xc0", b"\xc1", b"\xc2")  # of a JPEG: baseline, extended, progressive
+_SEGMENT = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
 def loader(frame: pd.DataFrame, size: int | None = None, quality: int | None = None) -> Load:
@@ -37,9 +38,7 @@ def loader(frame: pd.DataFrame, size: int | None = None, quality: int | None = N
     paths = dict(zip(frame["image_id"].astype(str), frame["path"].astype(str), strict=True))
 
     def load(image_id: str) -> bytes:
-        from PIL import Image
-
-        image = Image.fromarray(_pixels(paths[image_id], size))
+        image = _picture(paths[image_id], size)
         if size is not None:
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
         out = io.BytesIO()
@@ -52,19 +51,12 @@ def loader(frame: pd.DataFrame, size: int | None = None, quality: int | None = N
     return load
 
 
-def _pixels(path: str, size: int | None):
-    import numpy as np
-    from PIL import Image
-
-    from derm_rl.data import table
-
-    if path.partition("::")[0] in table.OPENERS:
-        if size is None:
-            raise ValueError(f"image {path} is drawn on demand: give the size to draw it at")
-        return table.load_image(path, size)
-    # The stored shape, as it was measured and asked about: no crop, no rotation.
-    with Image.open(io.BytesIO(table.read_bytes(path))) as opened:
-        return np.asarray(opened.convert("RGB"))
+def _picture(path: str, size: int | None) -> Image.Image:
+    if path.partition("::")[0] not in table.OPENERS:
+        return table.read_image(path)[1]
+    if size is None:
+        raise ValueError(f"image {path} is drawn on demand: give the size to draw it at")
+    return Image.fromarray(table.load_image(path, size))
 
 
 def kind(content: bytes) -> str:
@@ -82,49 +74,119 @@ def kind(content: bytes) -> str:
     raise ValueError(f"expected a PNG or JPEG image, got bytes that start with {content[:8]!r}")
 
 
-def strip_metadata(content: bytes) -> bytes:
-    """The same image without EXIF, GPS, XMP, comments and what follows its end; pixels untouched.
+def clean(content: bytes, picture: Image.Image | None = None) -> bytes:
+    """PNG or JPEG that shows the one picture of a file and holds nothing else.
 
-    An orientation noted in EXIF is dropped too: boxes of findings refer to pixels as stored.
+    No EXIF, GPS, XMP, profile, text, thumbnail or further frame, and nothing behind its end. A
+    plain file stays as it is, and a JPEG keeps its compressed pixels where they alone give that
+    picture. Whatever else (turned by EXIF, transparent, CMYK, with a profile, of another format)
+    becomes PNG.
+
+    Args:
+        picture: of the file, if it is known.
 
     Raises:
-        ValueError: it is no whole PNG or JPEG image.
+        ImageError: it is no whole image.
     """
-    return _strip_png(content) if kind(content) == "png" else _strip_jpeg(content)
+    images.opened(content).close()
+    content = bytes(content)
+    if _is_plain_png(content):
+        return content
+    bare = _bare_jpeg(content)
+    if bare is not None and bare == content:
+        return content
+    if picture is None:
+        picture = images.picture(content)
+    if bare is not None and _same(images.picture(bare), picture):
+        return bare
+    return encoded(picture, "PNG")
 
 
-def _strip_png(content: bytes) -> bytes:
-    kept, at = [PNG], len(PNG)
-    while at + 12 <= len(content):
+def encoded(image: Image.Image, form: str, quality: int = 92) -> bytes:
+    """An image as the bytes of a PNG, or of a JPEG of this quality."""
+    out = io.BytesIO()
+    image.save(out, form, **({"quality": quality} if form == "JPEG" else {"compress_level": 4}))
+    return out.getvalue()
+
+
+def _same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
+
+
+def _is_plain_png(content: bytes) -> bool:
+    """Grey or RGB of 8 bits, in chunks that hold the pixels and no more."""
+    names, bodies, at = [], [], len(PNG)
+    while content.startswith(PNG) and at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
-        name = content[at + 4 : at + 8]
-        if end > len(content):
-            break
-        if name in _PNG_KEPT:
-            kept.append(content[at:end])
-        if name == b"IEND":
-            return b"".join(kept)
+        body = content[at + 4 : end - 4]
+        if zlib.crc32(body).to_bytes(4, "big") != content[end - 4 : end]:
+            return False
+        names.append(body[:4])
+        bodies.append(body[4:])
         at = end
-    raise ValueError("PNG image is cut off: no end chunk")
+    plain = [b"IHDR", *[b"IDAT"] * (len(names) - 2), b"IEND"]
+    if names != plain or len(bodies[0]) != 13 or bodies[-1]:
+        return False
+    width, height, depth, colour, others = struct.unpack(">IIBB3s", bodies[0])
+    if depth != 8 or colour not in (0, 2) or any(others):  # palette, alpha, interlaced
+        return False
+    size = height * (1 + width * (3 if colour else 1))
+    unpacking = zlib.decompressobj()
+    try:
+        pixels = unpacking.decompress(b"".join(bodies[1:-1]), size + 1)
+    except zlib.error:
+        return False
+    return len(pixels) == size and unpacking.eof and not unpacking.unused_data
 
 
-def _strip_jpeg(content: bytes) -> bytes:
-    kept, at = [content[:2]], 2
-    while at + 4 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
+def _bare_jpeg(content: bytes) -> bytes | None:
+    """Frame, tables and scans of the first image of a file, up to its end; nothing else.
+
+    None if this is no grey or colour JPEG of 8 bits, or has anything unusual.
+    """
+    kept, seen, at = [b"\xff\xd8"], set(), 2
+    while content.startswith(JPEG) and (found := _SEGMENT.match(content, at)):
+        marker, start = found[1], found.end()
+        if marker == b"\xd9":
+            return b"".join([*kept, b"\xff\xd9"]) if b"\xda" in seen else None
+        at = start + int.from_bytes(content[start : start + 2], "big")
+        body = content[start + 2 : at]
+        if marker == b"\xe0" and body.startswith(b"JFIF\0") and len(body) >= 14:
+            body = body[:12] + b"\0\0"  # without its thumbnail
+        elif marker == b"\xee" and body.startswith(b"Adobe") and len(body) >= 12:
+            body = body[:12]  # tells RGB from YCbCr
+        elif b"\xe0" <= marker <= b"\xef" or marker == b"\xfe":
             continue
-        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-        if marker not in _JPEG_DROPPED:
-            kept.append(content[at:end])
-        at = end
-        if marker == 0xDA:  # the scan follows, up to the end of the image
-            stop = content.rfind(b"\xff\xd9", at)
-            if stop < 0:
-                break
-            return b"".join([*kept, content[at : stop + 2]])
-    raise ValueError("JPEG image is cut off: no end marker")
+        elif not _needed(marker, body):
+            return None
+        kind_of = b"\xc0" if marker in _FRAMES else marker
+        if kind_of in seen and kind_of in (b"\xc0", b"\xe0", b"\xee"):
+            return None
+        seen.add(kind_of)
+        kept += [b"\xff", marker, (len(body) + 2).to_bytes(2, "big"), body]
+        if marker == b"\xda":
+            end = _SCAN_END.search(content, at)
+            kept.append(content[at : end.start() if end else None])
+            at += len(kept[-1])
+    return None
+
+
+def _needed(marker: bytes, body: bytes) -> bool:
+    """Whether a segment is one that decoding needs, and as long as its content says."""
+    at = 0
+    if marker in _FRAMES:
+        return len(body) > 5 and body[0] == 8 and body[5] in (1, 3) and len(body) == 6 + 3 * body[5]
+    if marker == b"\xda":
+        return len(body) > 0 and len(body) == 4 + 2 * body[0]
+    if marker == b"\xdb":  # quantization: a byte, and 64 numbers of one byte or two
+        while at < len(body):
+            at += 129 if body[at] >> 4 else 65
+        return at == len(body)
+    if marker == b"\xc4":  # Huffman codes: a byte, 16 counts, and as many symbols
+        while at < len(body):
+            at += 17 + sum(body[at + 1 : at + 17])
+        return at == len(body)
+    return marker == b"\xdd" and len(body) == 2  # interval of restarts
 
 
 def image_path(image_id: str, suffix: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from derm_rl.captions.export_images import Load, image_path, kind, strip_metadata
+from derm_rl.captions.export_images import Load, clean, image_path, kind
 from derm_rl.io import cannot_read, passing
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _blocks(
             if image_id != last:
                 last, content = image_id, b""
                 try:
-                    content = strip_metadata(load(str(image_id)))
+                    content = clean(load(str(image_id)))
                     path = image_path(str(image_id), kind(content))
                 except (OSError, ValueError, LookupError) as error:
                     if passing(error):  # a release without it would say that it is damaged

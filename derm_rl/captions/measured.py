@@ -9,7 +9,6 @@ of image and question.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -97,13 +96,8 @@ class MeasuredTeacher:
 
 def _measure(image: bytes) -> Measurements:
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
     from derm_rl.captions.measure import measure
+    from derm_rl.data.images import picture
 
-    return measure(pixels)
+    return measure(np.asarray(picture(image)))

@@ -8,7 +8,6 @@ draws, encodes or measures, a size or a file remakes what it touches.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -25,13 +24,13 @@ import pandas as pd
 from derm_rl import dependencies
 from derm_rl.captions.schema import Measurements
 from derm_rl.data import table
+from derm_rl.data.images import MIN_SIDE
 from derm_rl.io import atomic_path, cannot_read, passing, set_aside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PART = 128  # images of a file
-QUALITY = 92  # of JPEG, where an image has to be shrunk
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,9 @@ def prepare(
     Args:
         frame: with ``image_id`` and ``path``.
         folder: of the parts; what is there and still right is not made again.
-        image_size: longest side in pixels at most. A smaller file is kept byte for byte, except
-            for hidden metadata; a larger one is shrunk. Phantoms are drawn at this size.
+        image_size: longest side in pixels at most. A plain smaller file is kept byte for byte
+            (:func:`derm_rl.captions.export_images.clean`); a larger one is shrunk. Phantoms are
+            drawn at this size.
         measured_size: longest side at which an image is measured.
         others: folders of other stores, whose parts are taken where they are the same.
 
@@ -226,41 +226,28 @@ def encode(address: str, size: int) -> tuple[bytes, Image]:
     """
     from PIL import Image
 
-    from derm_rl.captions.export_images import kind, strip_metadata
+    from derm_rl.captions.export_images import JPEG, clean, encoded
 
     if address.partition("::")[0] in table.OPENERS:
         image = Image.fromarray(table.load_image(address, size))
-        return _encoded(image, "PNG"), image
-    try:
-        content = table.read_bytes(address)
-        with Image.open(io.BytesIO(content)) as opened:
-            image = opened.convert("RGB")
-        if max(image.size) <= size:
-            return strip_metadata(content), image
-        image, lossless = _shrunk(image, size), kind(content) == "png"
-    except (FileNotFoundError, KeyError) as error:
-        raise table.TableError(f"image {address}: not found") from error
-    except table.DAMAGED as error:
-        if passing(error):
-            raise cannot_read(address, error) from error
-        raise table.TableError(f"image {address}: cannot be decoded ({error})") from error
-    return _encoded(image, "PNG" if lossless else "JPEG"), image
+        return encoded(image, "PNG"), image
+    content, image = table.read_image(address)
+    if max(image.size) <= size:
+        return clean(content, image), image
+    image = _shrunk(image, size)
+    return encoded(image, "JPEG" if content.startswith(JPEG) else "PNG"), image
 
 
 def _shrunk(image: Image, size: int) -> Image:
     from PIL import Image as pillow
 
+    # The shorter side of a strip keeps the pixels that measuring needs.
+    size = max(size, -(-MIN_SIDE * max(image.size) // min(image.size)))
     if max(image.size) <= size:
         return image
     image = image.copy()
     image.thumbnail((size, size), pillow.Resampling.LANCZOS)
     return image
-
-
-def _encoded(image: Image, form: str) -> bytes:
-    out = io.BytesIO()
-    image.save(out, form, **({"quality": QUALITY} if form == "JPEG" else {"compress_level": 4}))
-    return out.getvalue()
 
 
 def dumps(measurements: Measurements) -> str:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 
+from derm_rl.data.images import ENDINGS
 from derm_rl.data.table import TableError, coerce, few
 from derm_rl.io import read_csv
 from derm_rl.prompts import ARTIFACTS, DIAGNOSES
@@ -17,7 +18,6 @@ from derm_rl.prompts import ARTIFACTS, DIAGNOSES
 OnError = Literal["raise", "exclude"]
 ARTIFACT_FILE = "isic2019_artifacts.csv"
 ARTIFACT_COLUMNS = ("image", *ARTIFACTS)
-ENDINGS = (".jpg", ".jpeg", ".png")
 SUFFIX = "_downsampled"  # ends some names of ISIC 2019, in files and in tables
 
 
@@ -88,7 +88,7 @@ def unique(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.DataFr
 
 
 def find_images(root: Path, pattern: str) -> dict[str, str]:
-    """Address of every JPEG or PNG by image id.
+    """Address of every image file, by its ending, by image id.
 
     Looks into folders (at any depth) and zip archives in ``root`` that match ``pattern``, and at
     ``ISIC_*`` files in ``root`` itself. A zip beside the folder unpacked from it is passed over.

@@ -6,19 +6,14 @@ Images are loaded lazily by the address in column ``path``: a file, a member of 
 
 from __future__ import annotations
 
-import io
-import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from derm_rl.data import images
 from derm_rl.io import cannot_read, passing, read_csv, write_csv
 from derm_rl.prompts import ARTIFACTS, DIAGNOSES
 
@@ -152,25 +147,37 @@ def _draw_phantom(address: str, size: int) -> np.ndarray:
 
 # Drawn on demand, by the word before "::"; any other such word is the name of a zip archive.
 OPENERS: dict[str, Callable[[str, int], np.ndarray]] = {"phantom": _draw_phantom}
-# What Pillow and zipfile raise on damaged files.
-DAMAGED = (
-    OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error,
-    zipfile.BadZipFile, Image.DecompressionBombError,
-)  # fmt: skip
 
 
-@lru_cache(maxsize=8)
-def _archive(path: str, changed: int, process: int) -> zipfile.ZipFile:
-    # Not shared with forked processes: they would move each other's position in the file.
-    return zipfile.ZipFile(path)
+def read_image(address: str, draft: int = 1) -> tuple[bytes, Image.Image]:
+    """A file's bytes, and the one picture that they give (:mod:`derm_rl.data.images`).
 
+    Args:
+        draft: as for :func:`derm_rl.data.images.picture`.
 
-def read_bytes(address: str) -> bytes:
-    """Content of a file or of a member of a zip archive (whose checksum is verified)."""
-    archive, inside, member = address.partition("::")
-    if not inside:
-        return Path(address).read_bytes()
-    return _archive(archive, os.stat(archive).st_mtime_ns, os.getpid()).read(member)
+    Raises:
+        TableError: the file is absent, too large, not a whole image, or too small to show a lesion.
+        OSError: it cannot be read just now.
+    """
+    try:
+        content = images.read_bytes(address)
+        with images.opened(content) as header:
+            width, height = header.size
+        if min(width, height) < images.MIN_SIDE:
+            raise images.ImageError(
+                f"cannot be used ({width} × {height} pixels, expected {images.MIN_SIDE} or more a "
+                "side)"
+            )
+        return content, images.picture(content, draft)
+    except (FileNotFoundError, KeyError) as error:
+        raise TableError(f"image {address}: not found") from error
+    except images.ImageError as error:
+        raise TableError(f"image {address}: {error}") from error
+    except Exception as error:  # what an archive is damaged by, its decoders name in many ways
+        if passing(error):  # says nothing about the image: to leave it out would be wrong
+            raise cannot_read(address, error) from error
+        said = str(error) or type(error).__name__
+        raise TableError(f"image {address}: cannot be decoded ({said})") from error
 
 
 def load_image(address: str, size: int, crop: str | None = "center") -> np.ndarray:
@@ -183,22 +190,14 @@ def load_image(address: str, size: int, crop: str | None = "center") -> np.ndarr
             field and squeezes it into the square.
 
     Raises:
-        TableError: the file is absent, or is not a whole image.
+        TableError: as for :func:`read_image`.
     """
     if crop not in ("center", None):
         raise ValueError(f"crop must be 'center' or None, got {crop!r}")
     scheme = address.partition("::")[0]
     if scheme in OPENERS:
         return OPENERS[scheme](address, size)
-    try:
-        with Image.open(io.BytesIO(read_bytes(address))) as opened:
-            image = opened.convert("RGB")
-    except (FileNotFoundError, KeyError) as error:
-        raise TableError(f"image {address}: not found") from error
-    except DAMAGED as error:
-        if passing(error):  # says nothing about the image: to leave it out would be wrong
-            raise cannot_read(address, error) from error
-        raise TableError(f"image {address}: cannot be decoded ({error})") from error
+    image = read_image(address)[1]
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

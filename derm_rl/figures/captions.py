@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import textwrap
@@ -296,7 +295,7 @@ def example_cards(config: Config, n: int = 6) -> Picture:
 
     Real images are saved in the stage's own folder, never among the figures: those are committed.
     """
-    from PIL import Image
+    from derm_rl.data.images import picture as opened
 
     chosen, images = release.examples(config, 8 * n)
     chosen = chosen[chosen["language"] == "en"].head(n)
@@ -304,7 +303,7 @@ def example_cards(config: Config, n: int = 6) -> Picture:
     for ax in (cells := [ax for row in grid for ax in row]):
         ax.set_axis_off()
     for ax, row in zip(cells, chosen.to_dict("records"), strict=False):
-        picture = np.asarray(Image.open(io.BytesIO(images.image(row["image_id"]))).convert("RGB"))
+        picture = np.asarray(opened(images.image(row["image_id"])))
         inset = ax.inset_axes((0, 0.05, 0.34, 0.9))
         show(inset, picture)
         height, width = picture.shape[:2]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from derm_rl.data.dermoscopy import Exclusions, table_file
+from derm_rl.data.images import ENDING
 from derm_rl.data.open_access import labels, layout, values
 from derm_rl.prompts import DIAGNOSES
 
@@ -23,7 +24,6 @@ USED = {
     "fitzpatrick_skin_type", "image_type", "copyright_license", "license", "licence", "attribution",
 }  # fmt: skip
 SPELLED = {code.lower(): name for code, name in DIAGNOSES.items()}
-ENDING = r"(?i)\.(?:jpe?g|png)$"
 BCN_FILES = ("metadata.csv", "bcn_20k_train.csv", "BCN20000_metadata.csv", "bcn20000.csv")
 
 

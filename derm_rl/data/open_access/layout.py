@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -13,10 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from derm_rl.data.dermoscopy import ENDINGS, Exclusions, find_images, unique
+from derm_rl.data.dermoscopy import Exclusions, find_images, unique
+from derm_rl.data.images import ENDING, ENDINGS, read_bytes
 from derm_rl.data.open_access import values
-from derm_rl.data.table import COLUMNS, TableError, few, read_bytes
-from derm_rl.io import cannot_read, passing, read_csv
+from derm_rl.data.table import COLUMNS, TableError, few, read_image
+from derm_rl.io import read_csv
 
 SEPARATORS = (",", ";", "\t")
 
@@ -66,7 +65,7 @@ def with_ids(frame: pd.DataFrame, ids: pd.Series, file: Path) -> pd.DataFrame:
         lines = [int(i) + 2 for i in frame.index[empty]]
         raise TableError(f"{file}: column {str(ids.name)!r} is empty in lines {few(lines)}")
     names = ids.str.replace(r"^.*[/\\]", "", regex=True)
-    names = names.str.replace(r"(?i)\.(?:jpe?g|png)$", "", regex=True)
+    names = names.str.replace(ENDING, "", regex=True)
     frame = frame.drop(columns="image_id", errors="ignore")
     frame.insert(0, "image_id", names)
     return frame
@@ -161,7 +160,7 @@ def with_values(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.D
 
 
 def without_damage(frame: pd.DataFrame, exclusions: Exclusions) -> pd.DataFrame:
-    """Leave out images that cannot be decoded to their end."""
+    """Leave out images that cannot be decoded to their end, or are too large or too small."""
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
@@ -180,19 +179,11 @@ def without_damage(frame: pd.DataFrame, exclusions: Exclusions) -> pd.DataFrame:
 
 
 def damage(address: str) -> str | None:
-    """Why an image cannot be decoded to its end; None if it can."""
-    from PIL import Image
-
+    """Why an image cannot be used; None if it can: then whatever reads it later can, too."""
     try:
-        with Image.open(io.BytesIO(read_bytes(address))) as opened:
-            # A JPEG is read to its end at an eighth of its size, in a fraction of the time.
-            opened.draft("RGB", (opened.width // 8, opened.height // 8))
-            opened.load()
-    except Exception as error:  # decoders raise anything on hostile bytes
-        if passing(error):  # says nothing about the image: to leave it out would be wrong
-            raise cannot_read(address, error) from error
-        said = re.sub(r" ?<.*?>", "", str(error))  # <_io.BytesIO object at …>
-        return f"image cannot be decoded ({said[:200] or type(error).__name__})"
+        read_image(address, draft=8)
+    except TableError as error:
+        return str(error).replace(f"image {address}: ", "image ", 1)
     return None
 
 
