@@ -224,42 +224,45 @@ def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
     """
     for candidate in (path, previous(path)):
         try:
+            if not _is_whole(candidate):
+                set_aside(candidate, "torn", "unreadable checkpoint")
+                continue
             state = torch.load(candidate, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
+        except FileNotFoundError:  # or another process of this run has set it aside
             continue
-        except (OSError, MemoryError) as error:
+        except pickle.UnpicklingError as error:
+            set_aside(candidate, "foreign", f"unreadable checkpoint ({error})")
+            continue
+        except Exception as error:  # memory ran out, for instance
             raise cannot_read(candidate, error) from error
-        except Exception as error:
-            torn = not _is_whole(candidate)
-            if not torn and not isinstance(error, pickle.UnpicklingError):
-                raise cannot_read(candidate, error) from error  # memory ran out, for instance
-            why, problem = ("torn" if torn else "foreign"), f"unreadable checkpoint ({error})"
-        else:
-            if isinstance(state, dict) and state.get("belongs_to") == belongs_to:
-                return state
-            ours = isinstance(state, dict) and "belongs_to" in state
-            why, problem = "foreign", "checkpoint of other settings, seed or data, or other code"
-            problem = problem if ours else "not a checkpoint of this program"
-        # Left in its place, the next but one save would end it.
-        set_aside(candidate, why, problem)
+        if isinstance(state, dict) and state.get("belongs_to") == belongs_to:
+            return state
+        ours = isinstance(state, dict) and "belongs_to" in state
+        problem = "checkpoint of other settings, seed or data, or of other code"
+        # Left in its place, the next save but one would end it.
+        set_aside(candidate, "foreign", problem if ours else "not a checkpoint of this program")
     return None
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint, which is a zip archive, is there to its last byte.
+    """Whether a checkpoint, a zip archive, has every byte that it had; torch does not look.
 
     Raises:
         OSError: it cannot be read just now.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+        with open(path, "rb") as file:
+            file.read(1)  # fails here rather than where zipfile makes it "not a zip file"
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is None
+    except FileNotFoundError:
+        raise
     except Exception as error:  # anything, on hostile bytes
         cause = error if isinstance(error, OSError) else error.__context__  # zipfile hides it
-        # Another process of this run may have set it aside; an offset may lead nowhere.
-        content = isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.EINVAL)
-        if isinstance(cause, (OSError, MemoryError)) and not content:
-            raise cannot_read(path, cause) from error
+        if isinstance(cause, OSError) and cause.errno == errno.EINVAL:  # it leads nowhere
+            return False
+        if isinstance(error, MemoryError) or isinstance(cause, OSError):
+            raise cannot_read(path, cause or error) from error
         return False
 
 

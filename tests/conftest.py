@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may need a download
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,24 @@ def ham10000_root() -> Path:
     if not (root / "HAM10000_metadata.csv").is_file():
         pytest.skip(f"no HAM10000 in {root}; name its folder in DERM_RL_HAM10000")
     return root
+
+
+@contextmanager
+def no_descriptors():
+    """Within it, every descriptor that this process may have is in use: nothing can be opened."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # descriptors are given from the lowest free one on
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, to compare."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture

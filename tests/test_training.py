@@ -1,11 +1,16 @@
 """Stage 1 and stage 2 on a tiny pipeline: they learn, and an interruption changes nothing."""
 
+import dataclasses
+import errno
+import io
+
 import pytest
 import torch
+from conftest import contents, no_descriptors
 from diffusers import StableDiffusionPipeline
 from train_tiny import brightness, task_of
 
-from derm_rl import config, pipeline, prompts, training
+from derm_rl import config, dependencies, pipeline, prompts, training
 from derm_rl.ddpo import trainer
 from derm_rl.finetune import examples
 from derm_rl.finetune import train as finetune
@@ -109,6 +114,107 @@ def test_a_torn_checkpoint_never_takes_the_place_of_the_one_before(tmp_path, cap
     save_checkpoint(path, {"epoch": 3}, "mine")
     path.unlink()  # a kill between the two moves of a save leaves this
     assert load_checkpoint(path, "mine")["epoch"] == 1 and previous(path).is_file()
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A checkpoint and the one before it."""
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path / "c/checkpoint.pt", {"epoch": epoch, "w": torch.ones(99)}, "mine")
+    return tmp_path / "c/checkpoint.pt"
+
+
+def test_without_descriptors_every_checkpoint_stays(two):
+    before = contents(two.parent)
+    with no_descriptors(), pytest.raises(OSError, match="cannot be read now.*checkpoint.pt"):
+        load_checkpoint(two, "mine")
+    assert contents(two.parent) == before
+    assert load_checkpoint(two, "mine")["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "I/O error"), OSError(errno.ENFILE, "table full"), OSError("no number"),
+        PermissionError(errno.EACCES, "denied"), TimeoutError("no answer"), MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)  # fmt: skip
+def test_an_error_of_reading_is_raised_and_touches_nothing(two, monkeypatch, error):
+    def fails(*_, **__):
+        raise error
+
+    before = contents(two.parent)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", fails)
+        with pytest.raises(OSError, match="left as it is"):
+            load_checkpoint(two, "mine")
+    assert contents(two.parent) == before and load_checkpoint(two, "mine")["epoch"] == 2
+
+
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(two):
+    content = two.read_bytes()
+    two.unlink()
+    two.symlink_to("/proc/self/mem")  # opens, and fails to be read
+    with pytest.raises(OSError, match="cannot be read now"):
+        load_checkpoint(two, "mine")
+    assert two.is_symlink() and previous(two).is_file()
+    two.unlink()
+    two.write_bytes(content)
+    assert load_checkpoint(two, "mine")["epoch"] == 2
+
+
+def pickled(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("why", "change"),
+    [
+        *[("torn", lambda c, n=n: c[: n * len(c) // 8]) for n in range(8)],
+        ("torn", lambda c: c.replace(b"\0\0\x80\x3f", b"\0\0\x80\x40", 1)),  # a weight
+        ("torn", lambda c: bytes(len(c))),
+        ("torn", lambda c: b"PK\x03\x04 and so on"),
+        ("foreign", lambda c: pickled([1, 2])),
+        ("foreign", lambda c: pickled({"w": torch.ones(3)})),
+        ("foreign", lambda c: pickled({"belongs_to": "other", "epoch": 9})),
+        ("foreign", lambda c: pickled(torch.nn.Linear(2, 2))),  # needs code, which is not run
+    ],
+)
+def test_what_was_read_and_cannot_be_used_is_renamed_and_kept(two, why, change, capsys):
+    bad = change(two.read_bytes())
+    two.write_bytes(bad)
+    (two.parent / f"checkpoint.pt.{why}-1").write_bytes(b"of an earlier time")
+    assert load_checkpoint(two, "mine")["epoch"] == 1
+    aside = two.parent / f"checkpoint.pt.{why}-2"
+    assert not two.exists() and aside.read_bytes() == bad
+    assert aside.name in capsys.readouterr().err
+    save_checkpoint(two, {"epoch": 3}, "mine")
+    save_checkpoint(two, {"epoch": 4}, "mine")
+    assert aside.read_bytes() == bad
+    assert (two.parent / f"checkpoint.pt.{why}-1").read_bytes() == b"of an earlier time"
+
+
+def test_a_checkpoint_of_other_weights_data_or_code_is_not_continued(
+    tiny_pipeline_folder, cached, tmp_path, monkeypatch, capsys
+):
+    def go(images=cached, scale=1.0):
+        pipe = pipeline.load(tiny_pipeline_folder)
+        with torch.no_grad():
+            next(pipe.text_encoder.parameters()).mul_(scale)
+        seen = []
+        settings = finetune_settings(steps=3)
+        finetune(pipe, images, settings, tmp_path, 0, progress=False, callback=seen.append)
+        return len(seen)
+
+    assert [go(), go()] == [3, 0]
+    assert go(dataclasses.replace(cached, images="others")) == 3
+    assert go(dataclasses.replace(cached, images="others"), 1.1) == 3
+    monkeypatch.setattr(dependencies, "code", lambda *modules: "edited")
+    assert go(dataclasses.replace(cached, images="others"), 1.1) == 3
+    assert len(list(tmp_path.glob("checkpoint.pt.foreign-*"))) == 3
 
 
 def test_ddpo_raises_a_reward_that_can_be_raised(tiny_pipeline_folder, tmp_path):
