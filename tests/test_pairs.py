@@ -269,7 +269,7 @@ def test_two_sources_may_not_share_image_ids(runs, monkeypatch):
         lambda name, *a, **k: (pd.DataFrame({"image_id": ["x"]}), pd.DataFrame()),
     )
     chosen = config.load("smoke", ("captions.sources=[phantom, hiba]",))
-    with pytest.raises(table.TableError, match="more than one source"):
+    with pytest.raises(table.TableError, match="more than one source.* out of captions.sources"):
         sources.read(chosen)
 
 
