@@ -381,6 +381,23 @@ def test_reliability_of_calibrated_and_of_overconfident_probabilities():
     assert bad["ece"].iloc[0] == pytest.approx(0.25, abs=0.02)
 
 
+def test_reliability_bins_have_equal_mass_counts_and_intervals():
+    p = np.r_[np.linspace(0, 0.05, 900), np.linspace(0.9, 1, 100)][:, None]  # two heaps
+    y = np.r_[np.zeros(895), np.ones(5), np.zeros(2), np.ones(98)][:, None]
+    table = classification.reliability_table(p, y, ["MEL"])
+    assert table["n"].sum() == 1000 and table["positives"].sum() == 103
+    # The same weight in each: half of it lies with the 897 negatives, half with the 103 positives.
+    mass = (table["n"] - table["positives"]) / 897 / 2 + table["positives"] / 103 / 2
+    assert mass.between(0.08, 0.12).all() and len(table) == 10
+    inside = (table["low"] <= table["observed"]) & (table["observed"] <= table["high"])
+    assert inside.all() and (table["high"] - table["low"] > 0).all()
+    balanced = classification.reliability_table(
+        np.full((40, 1), 0.3), np.r_[np.ones(20), np.zeros(20)][:, None], ["MEL"]
+    ).iloc[0]  # equal numbers: no weights, Wilson's own interval of 20 of 40; ties are one bin
+    assert (balanced["low"], balanced["high"]) == pytest.approx((0.352, 0.648), abs=1e-3)
+    assert balanced["n"] == 40 and balanced["ece"] == pytest.approx(0.2)
+
+
 def test_roc_table_runs_from_corner_to_corner():
     p, y = np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]])
     table = classification.roc_table(p, y, ["MEL"])

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from derm_rl.captions import card, croissant, export, export_formats, export_images
-from derm_rl.captions.export_parquet import parse_findings
+from derm_rl.captions.export_parquet import inert, parse_findings
 from derm_rl.captions.schema import PAIR_COLUMNS
 from derm_rl.data import phantom
 
@@ -122,13 +122,6 @@ def test_conversations_stay_whole_and_in_order_in_every_format(release):
             assert [m["role"] for m in chat["messages"]] == ["user", "assistant"] * (len(said) // 2)
 
 
-def test_unpacked_images_are_those_that_llava_and_messages_name(release, tmp_path):
-    images, _, folder = release
-    assert export_formats.unpack_images(folder, tmp_path) == len(images)
-    for entry in json.loads((folder / "llava" / "train.json").read_text()):
-        assert (tmp_path / entry["image"]).read_bytes().startswith(export_images.PNG)
-
-
 def test_webdataset_shards_hold_a_sample_a_pair(tmp_path):
     images, pairs = make(12)
     folder = released(tmp_path / "r", images, pairs, samples_per_shard=10)
@@ -178,7 +171,7 @@ def test_the_card_counts_what_is_there_and_says_what_it_is(release):
     assert f"{len(pairs)} pairs about {len(images)} images" in text
     assert f"**{len(images)} of {len(images)} images are phantoms**" in text
     assert f"**{len(pairs)} of {len(pairs)} answers are rule-based**" in text
-    assert "For research only" in text and "Nothing was left out" in text
+    assert "For research only" in text and "No pair was left out" in text
     assert f"| phantom | Apache-2.0 | derm\\_rl phantom | {len(images)} |" in text
     japanese = pairs[pairs["language"] == "ja"]
     assert f"| ja | {len(japanese)} | {japanese['image_id'].nunique()} |" in text
@@ -289,8 +282,8 @@ def test_only_good_licensed_unflagged_pairs_go_in_and_the_rest_is_counted(tmp_pa
         | {"check": ["length", "safety", "style", "length"]}
     )
     want = {
-        "status: blocked": 1, "licence does not allow redistribution: CC BY-NC-ND 4.0": 1,
-        "licence does not allow redistribution: unknown": 1, "rejected in review": 1,
+        "status: blocked": 1, "licence allows unchanged copies only (CC BY-NC-ND 4.0)": 1,
+        "no licence given": 1, "rejected in review": 1,
         "text cannot be stored": 4,
     }  # fmt: skip
     assert reasons(pairs, images) == want
@@ -309,9 +302,11 @@ def test_a_boolean_column_of_the_images_decides_and_missing_never_passes():
     images, pairs = make(6)
     images["may"] = pd.array([True, False, pd.NA, True, True, True], dtype="boolean")
     found = reasons(pairs, images, redistributable="may")
-    out = pairs["image_id"].isin(images["image_id"][1:3])
-    assert sum(found.values()) == out.sum()
-    assert sum(reasons(pairs, images.iloc[:3], redistributable="may").values()) > out.sum()
+    out = pairs["image_id"].isin(images["image_id"][1:3]).sum()
+    assert found == {"not marked in column 'may'": out}
+    unknown = (~pairs["image_id"].isin(images["image_id"][:3])).sum()
+    found = reasons(pairs, images.iloc[:3], redistributable="may")
+    assert found == {"not marked in column 'may'": out, "not in the table of images": unknown}
     with pytest.raises(export.ExportError, match="column 'redistributable' is missing"):
         export.choose(pairs, images, "redistributable")
 
@@ -324,6 +319,15 @@ def test_by_default_a_licence_must_allow_changed_copies():
     assert set(kept["licence"]) == {"CC BY 4.0", "cc-by-nc"}
     kept, _ = export.choose(pairs, images, ["SCIN Data Use License"])
     assert set(kept["licence"]) == {"SCIN Data Use License"}
+    _, out = export.choose(pairs, images, ["SCIN Data Use License"])
+    assert set(out["reason"]) == {
+        # A choice is called a choice, and the law the law, also where the choice forbids it too.
+        "licence is not among those chosen for this release (CC BY 4.0)",
+        "licence is not among those chosen for this release (cc-by-nc)",
+        "licence allows unchanged copies only (CC BY-ND 4.0)",
+        "licence not recognized (mine)",
+        "no licence given",
+    }
     with pytest.raises(ValueError, match="no known licence"):
         export.choose(pairs, images, ["mine"])
 
@@ -522,12 +526,183 @@ def test_hostile_text_stays_text(tmp_path):
         r for paths in export_formats.files(folder).values() for r in export_formats.rows(paths)
     ]
     answers = {r["pair_id"]: r["answer"] for r in rows}
-    assert answers == dict(zip(pairs["pair_id"], pairs["answer"], strict=True))
+    assert answers == {p: inert(a) for p, a in zip(pairs["pair_id"], pairs["answer"], strict=True)}
     for entry in json.loads((folder / "llava" / "train.json").read_text()):
         joined = "".join(t["value"] for t in entry["conversations"])
         assert joined.lower().count("<image>") == 1 and "< Image >" not in joined
     assert mlc.Dataset(str(folder / "croissant.json")).metadata.ctx.issues.report() == ""
     assert datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "c"))["train"].num_rows
+
+
+# ------------------------------------------------- every format, loaded as its users load it
+
+
+TOKENS = (
+    "<image> < Image > <|image|> <image_soft_token> <|vision_start|> [IMG] [IMG_BREAK] <|im_start|>"
+    " <|im_end|> <|eot_id|> <|start_header_id|> [INST] [/INST] <s> </s> <<SYS>> <start_of_turn> "
+    "<end_of_turn> <video> <|image_1|> <image 1> <\uff5cUser\uff5c> ASSISTANT: [gMASK] <pad>"
+)
+SPECIAL = [t for t in TOKENS.replace("< Image >", "").split() if t[0] in "<[" and t[-1] in ">]"]
+CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}<|im_end|>
+{% endfor %}"""
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama 3": CHATML.replace("<|im_start|>", "<|start_header_id|>")
+    .replace("<|im_end|>", "<|eot_id|>")
+    .replace("<image>", "<|image|>"),
+    "gemma": CHATML.replace("<|im_start|>", "<start_of_turn>")
+    .replace("<|im_end|>", "<end_of_turn>")
+    .replace("<image>", "<image_soft_token>"),
+    "mistral": "<s>{% for m in messages %}{{ '[INST]' if m.role == 'user' }}{% for p in m.content "
+    "%}{{ '[IMG]' if p.type == 'image' else p.text }}{% endfor %}"
+    "{{ '[/INST]' if m.role == 'user' else '</s>' }}{% endfor %}",
+}
+
+
+@pytest.fixture(scope="module", params=["embed", "reference"])
+def awkward(request, tmp_path_factory):
+    """Tokens in every text, PNG and JPEG, and values that are missing in the first rows only."""
+    images, pairs = make(15)
+    late = pairs["image_id"] > images["image_id"][6]
+    findings = json.dumps([f | {"value": f"{TOKENS}", "evidence": TOKENS} for f in FINDINGS])
+    texts = ("question", "answer", "teacher", "attribution", "diagnosis", "label", "modality")
+    for name in texts:
+        pairs[name] = [f"x{TOKENS} {i}\u2028" for i in range(len(pairs))]
+    # Spelled with escapes as well, which JSON allows.
+    pairs["findings"] = np.where(late, findings.replace("<", "\\u003c"), "[]")
+    pairs["label"] = pairs["label"].where(late)
+    pairs["attribution"] = pairs["attribution"].where(late)
+    pairs["skin_type"] = pairs["skin_type"].where(late)
+
+    def load(image_id):
+        if image_id in set(images["image_id"][::2]):
+            return pixels(image_id)
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(out, "JPEG")
+        return out.getvalue()
+
+    folder = tmp_path_factory.mktemp("awkward") / "r"
+    return pairs, released(folder, images, pairs, load=load, images=request.param)
+
+
+def strings(value):
+    """All texts in a value, however deep."""
+    if isinstance(value, str | bytes):
+        yield value if isinstance(value, str) else value.decode()
+    elif isinstance(value, dict):
+        yield from (text for v in value.values() for text in strings(v))
+    elif isinstance(value, list | tuple):
+        yield from (text for v in value for text in strings(v))
+
+
+def harmless(row):
+    return not any(token in text for text in strings(row) for token in [*SPECIAL, "< Image >"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_code_of_the_card_opens_every_format(awkward, tmp_path, monkeypatch):
+    import datasets
+
+    pairs, folder = awkward
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    found = {}
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    exec(code, found)
+    rows, chats, samples = found["pairs"], found["chats"], found["samples"]
+    records = list(found["records"])
+    assert len(records) == len(pairs) and len(rows) == len(samples)
+    assert rows[0]["image"].size == chats[0]["images"][0].size == (8, 8)
+    assert {s["png"].size for s in samples} == {(8, 8)}  # one member for all, with its pixels
+    assert [s["json"]["answer"] for s in samples] == rows["answer"][:]
+    for row in [*rows, *(s["json"] for s in samples), *chats]:
+        assert row["licence"] == "Apache-2.0" and row["source"] == "phantom"
+        assert "attribution" in row and harmless(row)
+    for record in records:
+        assert record["pairs/licence"] == b"Apache-2.0" and harmless(
+            {k: v for k, v in record.items() if k != "pairs/image"}
+        )
+    last = samples[len(samples) - 1]["json"]
+    assert json.loads(last["findings"])[0]["box"] == FINDINGS[0]["box"] and last["skin_type"]
+    assert samples[0]["json"]["skin_type"] == samples[0]["json"]["label"] == ""
+
+
+def test_llava_reads_its_entries(awkward, tmp_path):
+    """Its loader's contract: roles in turn, one image that is there, and turns it can cut apart."""
+    import datasets
+
+    _, folder = awkward
+    for split in ("train", "validation", "test"):
+        file = folder / "llava" / f"{split}.json"
+        entries = json.loads(file.read_text())
+        loaded = datasets.load_dataset(
+            "json", data_files=str(file), split="train", cache_dir=str(tmp_path)
+        )
+        assert loaded["id"][:] == [e["id"] for e in entries]
+        for entry in entries:
+            assert Image.open(folder / entry["image"]).size == (8, 8)
+            said = [t["value"] for t in entry["conversations"]]
+            assert [t["from"] for t in entry["conversations"]] == ["human", "gpt"] * (
+                len(said) // 2
+            )
+            assert said[0].startswith("<image>\n") and "".join(said).count("<image>") == 1
+            assert harmless([said[0].removeprefix("<image>"), *said[1:]])
+            prompt = "".join(
+                f"USER: {q} ASSISTANT: {a}</s>" for q, a in zip(said[::2], said[1::2], strict=True)
+            )
+            rounds = prompt.split("</s>")[:-1]
+            assert len(rounds) == len(said) // 2
+            assert all(len(r.split(" ASSISTANT: ")) == 2 for r in rounds)
+            assert (entry["licence"], entry["source"]) == ("Apache-2.0", "phantom")
+            assert isinstance(entry["attribution"], str)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_templates_find_their_own_tokens_and_no_others(awkward, name):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, chat_template=TEMPLATES[name])
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted({*SPECIAL})})
+    special = set(tokenizer.convert_tokens_to_ids(SPECIAL))
+
+    def found(messages):
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        return [i for i in tokenizer(text, add_special_tokens=False)["input_ids"] if i in special]
+
+    _, folder = awkward
+    lines = (folder / "messages" / "train.jsonl").read_text().splitlines()  # also at U+2028
+    for row in map(json.loads, lines[:4]):
+        assert all((folder / image).is_file() for image in row["images"])
+        blank = json.loads(json.dumps(row["messages"]))
+        for message in blank:
+            for part in message["content"]:
+                part |= {"text": "x"} if part["type"] == "text" else {}
+        assert found(row["messages"]) == found(blank) != []
+    messages = row["messages"]
+    messages[0]["content"][1]["text"] = TOKENS  # and the test would see them
+    assert len(found(messages)) > len(found(blank))
+
+
+def test_texts_without_tokens_stay_as_they_are_and_changed_ones_are_counted(awkward, tmp_path):
+    pairs, folder = awkward
+    text = (folder / "README.md").read_text()
+    assert f"In {len(pairs)} pairs a text held what language models read as a token" in text
+    for same in (
+        "a < b and c > d, p<0.05",
+        "[1] [a, b]",
+        "see <https://a.org>",
+        "\uff1c所見\uff1e",
+    ):
+        assert inert(same) == same
+    assert inert("<|<image>|>") == inert(inert("<|<image>|>"))
+    images, pairs = make(4)
+    assert (
+        "read as a token" not in (released(tmp_path / "r", images, pairs) / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from PIL import Image
 
 from derm_rl.captions import (
     conversations,
-    export_formats,
     export_images,
     export_parquet,
     measured,
@@ -309,20 +308,6 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path):
         assert f"{file}: cannot be decoded (" in said
         assert "pixels, more than the limit of 89,478,485; shrink it, or leave it out" in said
         assert "more than the limit" in layout.damage(str(file))
-
-
-def test_a_release_that_unpacks_to_more_than_images_take_is_refused(tmp_path, monkeypatch):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    image = {"bytes": bytes(2**22), "path": "images/00/a.png"}
-    file = tmp_path / "data" / "train-00000.parquet"
-    file.parent.mkdir()
-    pq.write_table(pa.table({"image": [image]}), file, compression="zstd", use_dictionary=False)
-    monkeypatch.setattr(export_formats, "MAX_BYTES", 2**21)
-    words = r"train-00000.parquet: group 0 of 1 rows would be 4,\d+,\d+ bytes unpacked, more than"
-    with pytest.raises(ValueError, match=words):
-        export_formats.unpack_images(tmp_path)
 
 
 def test_a_jpeg_of_endless_scans_is_refused():

@@ -187,8 +187,9 @@ def test_the_same_file_under_two_names(pad):
     same = frame.set_index("image_id")["same_image_as"].dropna()
     assert same.to_dict() == {"PAT_2_12_3": "PAT_2_11_2"}
     put(files["PAT_4_14_5"], files["PAT_2_11_2"].read_bytes())  # this one says SEK
-    with pytest.raises(TableError, match="same image file with different diagnoses"):
+    with pytest.raises(TableError, match="same image file with different diagnoses") as error:
         open_access.read("pad_ufes_20", pad)
+    assert "set captions.on_error=exclude" in str(error.value)  # the setting that is read here
     frame, excluded = open_access.read("pad_ufes_20", pad, on_error="exclude")
     assert set(reasons(excluded)) == {"PAT_2_11_2", "PAT_2_12_3", "PAT_4_14_5"}
     assert frame["image_id"].tolist() == ["PAT_1_11_1", "PAT_3_13_4"]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from derm_rl import config, paths
 from derm_rl.caption_settings import LANGUAGES, SOURCES
-from derm_rl.captions import pairs, questions, release, review, sources, store
+from derm_rl.captions import checks, pairs, questions, release, review, sources, store
 from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.schema import PAIR_COLUMNS, Answer, Reply
 from derm_rl.captions.verdicts import Store as Verdicts
@@ -269,7 +269,7 @@ def test_two_sources_may_not_share_image_ids(runs, monkeypatch):
         lambda name, *a, **k: (pd.DataFrame({"image_id": ["x"]}), pd.DataFrame()),
     )
     chosen = config.load("smoke", ("captions.sources=[phantom, hiba]",))
-    with pytest.raises(table.TableError, match="more than one source"):
+    with pytest.raises(table.TableError, match="more than one source.* out of captions.sources"):
         sources.read(chosen)
 
 
@@ -363,8 +363,7 @@ def test_a_run_killed_ten_times_gives_the_same_release(tmp_path):
 
 
 def test_the_figure_of_outcomes_counts_a_pair_flagged_twice_once(made):
-    from derm_rl.captions import checks
-    from derm_rl.figures.captions import check_outcomes, flagged_by_type
+    from derm_rl.figures.captions import flagged_by_type, outcomes
 
     rows, _ = pairs.load(made)
     several = rows.groupby("question_type")["pair_id"].nunique().idxmax()
@@ -378,10 +377,47 @@ def test_the_figure_of_outcomes_counts_a_pair_flagged_twice_once(made):
     assert counts.to_numpy().sum() == 5 and counts.index[0] == "any"
     total = (rows["question_type"] == several).sum()
     assert share.loc["any", several] == 2 / total
-    file = made.figures_dir / "captions_checks.csv"
-    file.unlink(missing_ok=True)
-    check_outcomes(made)
-    assert file.exists()
+    fig = outcomes(checks.report(rows, flags), "title")
+    shown = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert shown == ["any", "label", "length"]  # others are named, not drawn as rows of zeros
+    assert "hostile" in fig.axes[0].get_xlabel()
+
+
+def test_the_figure_of_outcomes_is_there_if_a_pair_is_flagged(made, monkeypatch):
+    from derm_rl.figures import captions as figures
+
+    rows, _ = pairs.load(made)
+    table, picture = (made.figures_dir / f"captions_checks.{kind}" for kind in ("csv", "png"))
+    for n in (1, 0):
+        flags = rows[["pair_id"]].head(n).assign(check="length")
+        report = checks.report(rows, flags)
+        monkeypatch.setattr(figures.stage, "load", lambda config, flags=flags: (rows, flags))
+        monkeypatch.setattr(figures, "read_csv", lambda path, report=report: report)
+        table.unlink(missing_ok=True)
+        assert (figures.check_outcomes(made) is None) == (n == 0)
+        assert table.is_file() and picture.is_file() == (n == 1)
+
+
+def test_a_missing_bar_says_why():
+    from derm_rl.captions import tables
+    from derm_rl.figures.captions import told_or_seen
+
+    one = dict.fromkeys(PAIR_COLUMNS) | {"status": "ok", "diagnosis": "MEL", "label": "melanoma"}
+    made = pd.DataFrame(
+        [
+            one | {"question_type": "diagnosis", "mode": "grounded", "answer": "A melanoma."},
+            one | {"question_type": "diagnosis", "mode": "blind", "answer": "It is brown."},
+            one | {"question_type": "differential", "mode": "blind", "answer": "A naevus."},
+            one | {"question_type": "overview", "mode": "blind", "answer": "It is round."},
+        ]
+    )
+    table = tables.rationalization(made).set_index(["question_type", "mode"])
+    assert table["n"].to_dict() == {
+        ("diagnosis", "blind"): 0, ("diagnosis", "grounded"): 1, ("differential", "blind"): 1,
+    }  # fmt: skip
+    texts = [t.get_text() for t in told_or_seen(table.reset_index(), "").axes[0].texts]
+    assert texts.count("no answer\nnames one") == texts.count("not asked") == 1
+    assert "100%\nof 1" in texts and "0%\nof 1" in texts
 
 
 def test_json_of_findings_is_read_by_whoever_opens_the_table(made):

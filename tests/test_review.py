@@ -380,7 +380,9 @@ def test_a_release_follows_the_review(tmp_path):
     assert two not in table.index and table.loc[one, "review"] == "edit"
     assert "Corrected by hand." in "".join(p.read_text() for p in folder.glob("messages/*"))
     text = (folder / "README.md").read_text()
-    assert "3 pairs were reviewed by 1 reader(s); 1 answers" in text
+    released = len(table)
+    assert f"2 of the {released} pairs of this release have been reviewed by a person" in text
+    assert "1 accepted, 1 with an edited answer" in text and "1 reader(s) reviewed 3 pairs" in text
     assert "| rejected in review | phantom | 1 |" in text
     assert "Rejected: 33.3% of 3" in text and "| safety | 3.33 | 3 |" in text
 

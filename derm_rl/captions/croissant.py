@@ -80,7 +80,8 @@ def _splits(names: list[str], context: Any) -> Any:
         data_types=[mlc.DataType.TEXT],
     )  # fmt: skip
     return mlc.RecordSet(
-        ctx=context, id="splits", name="splits", description="Splits, by patient or lesion.",
+        ctx=context, id="splits", name="splits",
+        description="Splits: what shares a patient, lesion or image is in one.",
         key=["splits/name"], data_types=[mlc.DataType.SPLIT], fields=[field],
         data=[{"splits/name": name} for name in names],
     )  # fmt: skip

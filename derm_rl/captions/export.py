@@ -2,7 +2,7 @@
 
     folder/
       data/train-00000.parquet …   what `datasets.load_dataset(folder)` opens
-      images/3f/name.png           only with images="reference"; else `unpack_images` writes them
+      images/3f/name.png           the files that LLaVA JSON and messages name
       llava/train.json             conversations with <image>
       messages/train.jsonl         chat messages
       webdataset/train-00000.tar   a sample a pair: image and JSON
@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from derm_rl.captions import card, croissant, export_formats
+from derm_rl.captions import card, card_text, croissant, export_formats
 from derm_rl.captions.export_images import Load, loader
-from derm_rl.captions.export_parquet import parse_findings, write_splits
+from derm_rl.captions.export_parquet import inert_rows, parse_findings, write_splits
 from derm_rl.captions.schema import PAIR_COLUMNS
 from derm_rl.data import licences
 from derm_rl.io import atomic_dir, write_csv, write_json
@@ -68,7 +68,7 @@ def release(
         redistributable: which images may enter: a boolean column of ``images_frame``, or licences
             (in any spelling) as ``licences.filter`` takes them; default: all that allow changed
             copies to be passed on. A missing or unknown licence never does.
-        images: "embed" into Parquet, or "reference" files in ``images/`` by their path.
+        images: "embed" into Parquet as well, or only "reference" the files in ``images/``.
         load: image id -> encoded PNG or JPEG, called once an image, in the order of rows; default:
             the images of ``images_frame``, encoded by ``size`` and ``quality``, see
             :func:`derm_rl.captions.export_images.loader`.
@@ -86,6 +86,7 @@ def release(
     kept, left_out = choose(pairs, images_frame, redistributable, flags, blocking)
     kept["split"] = split(kept, shares, seed) if len(kept) else ""
     kept = kept.sort_values(_ORDER, kind="stable").reset_index(drop=True)
+    kept, rewritten = inert_rows(kept)
     load = load or loader(images_frame, size, quality)
     with atomic_dir(folder) as temporary:
         unread = write_splits(kept, temporary, images, load, list(shares))
@@ -98,9 +99,11 @@ def release(
         export_formats.write_messages(temporary)
         export_formats.write_webdataset(temporary, samples_per_shard)
         write_csv(temporary / "provenance.csv", _provenance(kept))
-        described = card.describe(kept, left_out, flags, blocking, told, shares, seed, images)
+        described = card.describe(
+            kept, left_out, flags, blocking, told, shares, seed, images, rewritten
+        )
         write_json(temporary / "croissant.json", croissant.metadata(temporary, images, described))
-        (temporary / "README.md").write_text(card.render(described), encoding="utf-8")
+        (temporary / "README.md").write_text(card_text.render(described), encoding="utf-8")
         # Made private, as temporary folders are, and every file below with the umask.
         for inside in temporary.rglob("*"):
             inside.chmod(0o755 if inside.is_dir() else 0o644)
@@ -134,9 +137,8 @@ def choose(
         reason[new] = why if isinstance(why, str) else why[new]
 
     leave_out(~_same(table["status"], "ok"), "status: " + table["status"].fillna("missing"))
-    allowed = _allowed(table, images_frame, redistributable)
-    licence = table["licence"].astype("string").fillna("unknown").astype(object)
-    leave_out(~allowed, "licence does not allow redistribution: " + licence)
+    barred = _barred(table, images_frame, redistributable)
+    leave_out(barred != "", barred)
     leave_out(_same(table["review"], "reject"), "rejected in review")
     if flags is not None and len(flags):
         stop = flags if blocking is None else flags[flags["check"].isin(list(blocking))]
@@ -175,23 +177,40 @@ def _same(column: pd.Series, value: str) -> np.ndarray:
     return (column.astype(object) == value).fillna(False).to_numpy(bool)
 
 
-def _allowed(
+def _barred(
     table: pd.DataFrame,
     images_frame: pd.DataFrame,
     redistributable: str | Collection[str] | None,
-) -> np.ndarray:
-    known = table["image_id"].isin(images_frame["image_id"])
-    if not isinstance(redistributable, str):
-        kept, _ = licences.filter(table[["pair_id", "source", "licence"]], redistributable)
-        return (known & table["pair_id"].isin(kept["pair_id"])).to_numpy(bool)
-    if redistributable not in images_frame:
-        raise ExportError(
-            f"table of images: column {redistributable!r} is missing; it must say for every image "
-            "whether its licence allows redistribution"
-        )
-    may = images_frame[redistributable].astype("boolean").fillna(False).astype(bool)
-    ids = set(images_frame.loc[may, "image_id"])
-    return (table["image_id"].isin(ids) & table["licence"].notna()).to_numpy(bool)
+) -> pd.Series:
+    """Why the image of each pair may not be passed on; "" where it may."""
+    reason = pd.Series("", index=table.index, dtype=object)
+    if isinstance(redistributable, str):
+        if redistributable not in images_frame:
+            raise ExportError(
+                f"table of images: column {redistributable!r} is missing; it must say for every "
+                "image whether its licence allows redistribution"
+            )
+        may = images_frame[redistributable].astype("boolean").fillna(False).astype(bool)
+        ids = set(images_frame.loc[may, "image_id"])
+        reason[~table["image_id"].isin(ids)] = f"not marked in column {redistributable!r}"
+        reason[table["licence"].isna()] = "no licence given"
+    else:
+        _, out = licences.filter(table[["source", "licence"]], redistributable)
+        _, unfree = licences.filter(table[["source", "licence"]])
+        names = table["licence"].astype("string").fillna("").astype(object)
+        chosen_not = "licence is not among those chosen for this release"
+        why = dict.fromkeys(out["licence"].fillna(""), chosen_not)
+        # What no default would pass is said of the licence: that weighs more than a choice.
+        told = zip(unfree["licence"].fillna(""), unfree["reason"], strict=True)
+        why |= {name: _of_licence(text) for name, text in told if name in why}
+        why = {name: f"{text} ({name})" if name.strip() else text for name, text in why.items()}
+        reason = names.map(why).fillna("").astype(object)
+    reason[~table["image_id"].isin(images_frame["image_id"])] = "not in the table of images"
+    return reason
+
+
+def _of_licence(reason: str) -> str:
+    return reason if "licence" in reason else f"licence {reason}"
 
 
 def _storable(question: Any, answer: Any, found: Any) -> bool:

@@ -1,23 +1,25 @@
-"""What is derived from a release's Parquet files: LLaVA JSON, chat messages, WebDataset, images."""
+"""What is derived from a release's Parquet files: LLaVA JSON, chat messages, WebDataset.
+
+Every row says licence, attribution and source, and names an image file of the release. All values
+of a key have one type, for loaders that infer types from the first rows: a missing text is "".
+"""
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from derm_rl.data.images import MAX_BYTES
-from derm_rl.io import write_atomic
+from derm_rl.captions.export_parquet import TEXTS
 
 _BATCH = 500
-MAX_GROUP = 2**32  # bytes of a group of rows, unpacked: it is in memory at once
-# In LLaVA's format this stands for the pixels: in a text it would ask for an image too many.
-_TOKEN = re.compile(r"<\s*(image|video)\s*>", re.IGNORECASE)
+_ORIGIN = ("source", "licence", "attribution")
+# JSON may hold them as they are, but much that reads line by line ends a line there.
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 
 
 def files(folder: str | Path) -> dict[str, list[Path]]:
@@ -28,46 +30,19 @@ def files(folder: str | Path) -> dict[str, list[Path]]:
     return found
 
 
-def rows(
-    paths: list[Path], folder: str | Path = "", pixels: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Rows of Parquet files with ``image_path`` always, and with ``image`` bytes if asked for."""
+def rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """Rows of Parquet files, with ``image_path`` always and without pixels."""
     import pyarrow.parquet as pq
 
     for path in paths:
         with pq.ParquetFile(path) as opened:
-            if pixels:
-                _check_size(path, opened.metadata)
             names = opened.schema_arrow.names
-            embedded = "image" in names
-            columns = [n for n in names if n != "image"]
-            columns += [] if not embedded else ["image"] if pixels else ["image.path"]
+            columns = [n if n != "image" else "image.path" for n in names]
             for batch in opened.iter_batches(_BATCH, columns=columns):
                 for row in batch.to_pylist():
-                    if embedded:
-                        image = row.pop("image")
-                        row["image_path"] = image["path"]
-                        row["image"] = image.get("bytes")
-                    if not embedded and pixels:
-                        row["image"] = Path(folder, row["image_path"]).read_bytes()
+                    if "image" in row:
+                        row["image_path"] = row.pop("image")["path"]
                     yield row
-
-
-def _check_size(path: Path, metadata: Any) -> None:
-    """Refuse a file that would unpack to more than images take, before anything is read.
-
-    Raises:
-        ValueError: it names the file, the group of rows and the limit.
-    """
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        limit = min(MAX_GROUP, MAX_BYTES * group.num_rows)
-        if group.total_byte_size > limit:
-            raise ValueError(
-                f"{path}: group {number} of {group.num_rows} rows would be "
-                f"{group.total_byte_size:,} bytes unpacked, more than the limit of {limit:,}; use "
-                "the release as it was published, or make it anew with smaller images"
-            )
 
 
 def conversations(paths: list[Path]) -> Iterator[list[dict[str, Any]]]:
@@ -83,18 +58,19 @@ def write_llava(folder: Path) -> None:
         with open(folder / "llava" / f"{split}.json", "w", encoding="utf-8") as out:
             for number, turns in enumerate(conversations(paths)):
                 out.write("[\n" if number == 0 else ",\n")
-                out.write(json.dumps(_llava(turns), ensure_ascii=False))
+                out.write(_json(_llava(turns)))
             out.write("\n]\n")
 
 
 def _llava(turns: list[dict[str, Any]]) -> dict[str, Any]:
     said = []
     for number, turn in enumerate(turns):
-        question = _TOKEN.sub(r"[\1]", turn["question"])
-        said.append({"from": "human", "value": ("" if number else "<image>\n") + question})
-        said.append({"from": "gpt", "value": _TOKEN.sub(r"[\1]", turn["answer"])})
+        question = ("" if number else "<image>\n") + turn["question"]
+        said.append({"from": "human", "value": question})
+        said.append({"from": "gpt", "value": turn["answer"]})
     first = turns[0]
-    return {"id": first["pair_id"], "image": first["image_path"], "conversations": said}
+    about = {"id": first["pair_id"], "image": first["image_path"], "conversations": said}
+    return about | _origin(first)
 
 
 def write_messages(folder: Path) -> None:
@@ -103,7 +79,7 @@ def write_messages(folder: Path) -> None:
     for split, paths in files(folder).items():
         with open(folder / "messages" / f"{split}.jsonl", "w", encoding="utf-8") as out:
             for turns in conversations(paths):
-                out.write(json.dumps(_messages(turns), ensure_ascii=False) + "\n")
+                out.write(_json(_messages(turns)) + "\n")
 
 
 def _messages(turns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,18 +91,28 @@ def _messages(turns: list[dict[str, Any]]) -> dict[str, Any]:
         answer = [{"type": "text", "text": turn["answer"]}]
         said.append({"role": "assistant", "content": answer})
     first = turns[0]
-    return {"id": first["pair_id"], "images": [first["image_path"]], "messages": said}
+    about = {"id": first["pair_id"], "images": [first["image_path"]], "messages": said}
+    return about | _origin(first)
+
+
+def _origin(row: dict[str, Any]) -> dict[str, str]:
+    return {name: row[name] or "" for name in _ORIGIN}
 
 
 def write_webdataset(folder: Path, samples_per_shard: int = 1000) -> None:
-    """``webdataset/{split}-00000.tar`` …: ``<pair_id>.png`` (or jpg) and ``<pair_id>.json``."""
+    """``webdataset/{split}-00000.tar`` …: ``<pair_id>.png`` (or jpg) and ``<pair_id>.json``.
+
+    All samples have the same members. Where some images are PNG and some JPEG, all are PNG.
+    """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     (folder / "webdataset").mkdir()
+    suffixes = {path.suffix for path in (folder / "images").glob("*/*")}
+    suffix = suffixes.pop() if len(suffixes) == 1 else ".png"
     for split, paths in files(folder).items():
         shard = None
         try:
-            for number, row in enumerate(rows(paths, folder, pixels=True)):
+            for number, row in enumerate(rows(paths)):
                 if number % samples_per_shard == 0:
                     if shard is not None:
                         shard.close()
@@ -134,14 +120,35 @@ def write_webdataset(folder: Path, samples_per_shard: int = 1000) -> None:
                     shard = tarfile.open(  # noqa: SIM115
                         folder / "webdataset" / name, "w", format=tarfile.USTAR_FORMAT
                     )
-                suffix = row["image_path"].rpartition(".")[2]
-                about = {k: v for k, v in row.items() if k not in ("image", "image_path")}
-                text = json.dumps(about, ensure_ascii=False, sort_keys=True)
-                _add(shard, f"{row['pair_id']}.{suffix}", row["image"])
-                _add(shard, f"{row['pair_id']}.json", text.encode())
+                image = _as(suffix, folder / row.pop("image_path"))
+                _add(shard, f"{row['pair_id']}{suffix}", image)
+                _add(shard, f"{row['pair_id']}.json", _json(_typed(row)).encode())
         finally:
             if shard is not None:
                 shard.close()
+
+
+def _as(suffix: str, path: Path) -> bytes:
+    if path.suffix == suffix:
+        return path.read_bytes()
+    from PIL import Image
+
+    out = io.BytesIO()
+    with Image.open(path) as image:
+        image.save(out, "PNG")
+    return out.getvalue()
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row in which every value has the type of its key, whatever is missing."""
+    texts = {name: row[name] or "" for name in TEXTS}
+    skin = "" if row["skin_type"] is None else str(row["skin_type"])
+    # With or without box, and none at all: as JSON their types would differ from row to row.
+    return row | texts | {"skin_type": skin, "findings": _json(row["findings"])}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
 
 
 def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -149,25 +156,3 @@ def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     shard.addfile(member, io.BytesIO(content))
-
-
-def unpack_images(folder: str | Path, to: str | Path | None = None) -> int:
-    """Write the images embedded in a release as files that LLaVA JSON and messages name.
-
-    Args:
-        to: where ``images/`` goes; default: the release itself. Files already there are kept.
-
-    Returns:
-        how many images there are.
-    """
-    target, done = Path(to or folder), set()
-    for paths in files(folder).values():
-        for row in rows(paths, folder, pixels=True):
-            name = row["image_path"]
-            # A release of unknown origin might name files outside.
-            if not re.fullmatch(r"images/[0-9a-f]{2}/[A-Za-z0-9_-]+\.(png|jpg)", name):
-                raise ValueError(f"{folder}: unexpected image path {name!r}")
-            if name not in done and not (target / name).exists():
-                write_atomic(target / name, row["image"])
-            done.add(name)
-    return len(done)

@@ -1,9 +1,14 @@
-"""The canonical rows of a release: their types, and Parquet files written as they stream by."""
+"""The canonical rows of a release: their types and texts, and Parquet files written as they stream.
+
+Every other format is made from these rows. So what no format may hold is taken out here, once:
+:func:`inert`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +28,57 @@ TEXTS = (
     "question", "answer", "teacher", "source", "modality", "patient_id", "lesion_id",
     "diagnosis", "label", "licence", "attribution", "review",
 )  # fmt: skip
+_IDS = {"pair_id", "image_id"}  # other files and tables know rows by them
+# What vision-language models and chat templates read as more than text, by form and not by a list,
+# as each model has its own: <image>, <start_of_turn>, </s>, <<SYS>>; <|im_start|>; [INST], [IMG];
+# and the turns of the Vicuna template, at which LLaVA cuts a conversation. Every repeat is bounded.
+_OPEN, _CLOSE, _BAR, _GAP = "[<\uff1c]", "[>\uff1e]", "[|\uff5c]", r"\s{0,4}"
+_WORD = r"(?=[\w.:-]{0,63}[a-z])[a-z0-9_][\w.:-]{0,63}/?"
+_MEDIUM = r"(?:image|img|video|audio)\b[^<>\uff1c\uff1e\n]{0,80}?"
+_SQUARE = r"[A-Z]{2}[A-Z0-9_]{0,40}|[gs]MASK|img|inst|(?:unused|control_)\d{1,5}"
+_TOKENS = (
+    (
+        rf"{_OPEN}{{1,2}}{_GAP}((?:/{_GAP})?(?:{_MEDIUM}|{_WORD})){_GAP}{_CLOSE}{{1,2}}",
+        re.IGNORECASE | re.ASCII,
+        r"[\1]",
+    ),
+    (rf"{_OPEN}{_GAP}{_BAR}([^<>\uff1c\uff1e\n]{{1,64}}){_BAR}{_GAP}{_CLOSE}", 0, r"[\1]"),
+    (rf"\[{_GAP}(/?{_GAP}(?:{_SQUARE})){_GAP}\]", 0, r"(\1)"),
+    (r"\b(USER|ASSISTANT|SYSTEM)(?=:)", 0, lambda found: found[0].capitalize()),
+)
+_COMPILED = [(re.compile(pattern, flags), other) for pattern, flags, other in _TOKENS]
+
+
+def inert(text: str) -> str:
+    """The text with the tokens of language models in other brackets: ``<image>`` is ``[image]``.
+
+    ``<|im_start|>`` becomes ``[im_start]``, ``</s>`` ``[/s]``, ``[INST]`` ``(INST)``. In a text
+    they would ask for an image too many, or end a turn that its author did not end.
+    """
+    for pattern, other in _COMPILED:
+        text = pattern.sub(other, text)
+    return text
+
+
+def inert_rows(kept: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Pairs with every text :func:`inert`, and how many of them that changed."""
+    out, changed = kept.copy(), pd.Series(False, index=kept.index)
+    for name in [*(n for n in TEXTS if n not in _IDS), "findings"]:
+        make = _inert_findings if name == "findings" else inert
+        told = [v for v in kept[name].dropna().unique() if isinstance(v, str)]
+        if other := {old: new for old in told if (new := make(old)) != old}:
+            out[name] = kept[name].astype(object).map(lambda v, other=other: other.get(v, v))
+            changed |= kept[name].isin(list(other))
+    return out, int(changed.sum())
+
+
+def _inert_findings(text: str) -> str:
+    # JSON may spell a token with escapes: only texts without any are known by their looks.
+    if "\\" not in text and inert(text) == text:
+        return text
+    found = parse_findings(text)
+    safe = [{k: inert(v) if isinstance(v, str) else v for k, v in f.items()} for f in found]
+    return text if safe == found else json.dumps(safe, ensure_ascii=False)
 
 
 def features(images: str = "embed") -> Features:
@@ -69,7 +125,11 @@ def _finding(item: dict[str, Any]) -> dict[str, Any]:
 def write_splits(
     kept: pd.DataFrame, folder: Path, images: str, load: Load, splits: list[str]
 ) -> pd.DataFrame:
-    """Write all Parquet files; returns ``pair_id, source, reason`` of unreadable images' pairs."""
+    """Write all Parquet files, and each image as the file that the other formats name.
+
+    Returns:
+        ``pair_id, source, reason`` of the pairs whose image cannot be read.
+    """
     (folder / "data").mkdir()
     schema, unread = features(images).arrow_schema, []
     for name in splits:
@@ -99,7 +159,7 @@ def _blocks(
                     if passing(error):  # a release without it would say that it is damaged
                         raise cannot_read(str(image_id), error) from error
                     content = b""
-                if content and images == "reference":
+                if content:
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
                     (folder / path).write_bytes(content)
             good.append(bool(content))
@@ -118,7 +178,8 @@ def _columns(block: pd.DataFrame, cells: list, images: str) -> dict[str, list]:
 
     out: dict[str, list] = {"image" if images == "embed" else "image_path": cells}
     out |= {name: plain(name, str) for name in TEXTS}
-    out |= {"turn": plain("turn", int), "confidence": plain("confidence", float)}
+    confidence = [None if v is None or math.isinf(v) else v for v in plain("confidence", float)]
+    out |= {"turn": plain("turn", int), "confidence": confidence}
     out |= {"abstained": plain("abstained", bool), "skin_type": plain("skin_type", int)}
     return out | {"findings": [parse_findings(text) for text in block["findings"]]}
 

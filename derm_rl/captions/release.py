@@ -135,20 +135,12 @@ def examples(config: Config, n: int = 6) -> tuple[pd.DataFrame, Store]:
 
 def facts(config: Config, found: dict[str, Any]) -> dict[str, Any]:
     """What the card of a release says beside its counts."""
-    settings, limits = config.captions, []
-    if "phantom" in settings.sources:
-        limits.append("The phantom is a test instrument: its pairs say nothing about patients.")
-    if settings.teacher == "measured" and set(settings.sources) != {"phantom"}:
-        limits.append(
-            "What the rule-based teacher says of hair, bubbles, rulers, ink and dark corners was "
-            "tuned on phantoms and often fails on photographs; skin tone is measured without "
-            "calibrated light (benchmarks/results/measurements_ham10000.csv)."
-        )
+    settings = config.captions
     return {
         "title": TITLE,
-        "description": "Questions and answers about dermatological images, after DermaSynth "
-        "(arXiv 2502.00196): made from open-access images and their metadata, checked by rules, "
-        "and reviewed as the card says.",
+        "description": "Questions and answers about dermatological images, made as DermaSynth "
+        "was (arXiv 2502.00196). README.md says of which images, how they were checked, and how "
+        "many of them a person has reviewed.",
         "date_published": _date(),
         "cite_as": "Yilmaz et al.: DermaSynth: Rich Synthetic Image-Text Pairs Using Open Access "
         "Dermatology Datasets, arXiv:2502.00196 (2025)",
@@ -162,7 +154,6 @@ def facts(config: Config, found: dict[str, Any]) -> dict[str, Any]:
             "longest side when measured, pixels": settings.measured_size,
         },
         "review": found if found["pairs"] else None,
-        "limits": tuple(limits),
     }
 
 

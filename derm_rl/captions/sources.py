@@ -55,7 +55,8 @@ def read(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     if (double := frame["image_id"].duplicated()).any():
         raise table.TableError(
             f"captions.sources: image ids occur in more than one source, or twice: "
-            f"{table.few(frame['image_id'][double].tolist())}"
+            f"{table.few(frame['image_id'][double].tolist())}. Leave one of the sources out of "
+            "captions.sources, or one of the copies out of its folder and table"
         )
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
     return frame, pd.concat(left_out, ignore_index=True)

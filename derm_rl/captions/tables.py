@@ -34,7 +34,8 @@ def rationalization(pairs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         ``question_type, mode, n`` (answers that name a diagnosis, about images with a recorded
-        one), ``named`` (share of them), ``low, high`` (Wilson, 95 %).
+        one), ``named`` (share of them), ``low, high`` (Wilson, 95 %). A type of which answers in
+        one mode name a diagnosis has a row for each mode in which it was answered, if with n = 0.
     """
     ok = pairs[pairs["status"] == "ok"]
     recorded = [
@@ -49,7 +50,10 @@ def rationalization(pairs: pd.DataFrame) -> pd.DataFrame:
         for one, truth in zip(known["first"], known["recorded"], strict=True)
     ]
     rows = []
-    for (kind, mode), part in known.groupby(["question_type", "mode"]):
+    for kind, mode in sorted(set(zip(ok["question_type"], ok["mode"], strict=True))):
+        if not (of_type := known["question_type"] == kind).any():
+            continue
+        part = known[of_type & (known["mode"] == mode)]
         share = wilson(int(part["named"].sum()), len(part))
         rows.append((kind, mode, share.n, share.value, share.low, share.high))
     return pd.DataFrame(rows, columns=["question_type", "mode", "n", "named", "low", "high"])

@@ -26,6 +26,7 @@ class Exclusions:
     """Images left out, with the reason; or, if ``on_error`` is "raise", the first is an error."""
 
     on_error: OnError
+    setting: str = "data.on_error"  # what a preset calls it, for whoever reads the error
     rows: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -38,7 +39,7 @@ class Exclusions:
         if image_ids and self.on_error == "raise":
             raise TableError(
                 f"{len(image_ids)} images ({few(image_ids)}): {reason}. Correct the files, or set "
-                "data.on_error=exclude to leave such images out"
+                f"{self.setting}=exclude to leave such images out"
             )
         self.rows += [{"image_id": i, "reason": reason} for i in image_ids]
 

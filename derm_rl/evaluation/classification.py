@@ -5,7 +5,8 @@ Tables, each with a column ``model`` (reward or judge):
 - ``history.csv``: one row per epoch.
 - ``attributes.csv``: AUC, balanced accuracy and F1 of each label, with 95 % intervals from
   resampled lesions.
-- ``roc.csv``: points of the ROC curves. ``reliability.csv``: stated against observed frequency.
+- ``roc.csv``: points of the ROC curves. ``reliability.csv``: stated against observed frequency,
+  in bins of equal mass.
 - ``predictions.csv``: the probabilities behind all of these, one row per test image.
 
 The judge also grades the autoencoder of the base pipeline: what a latent diffusion model cannot
@@ -183,25 +184,40 @@ def reliability_table(
 ) -> pd.DataFrame:
     """Stated probability against observed frequency, at the balanced prior of the classifiers.
 
-    Positives and negatives are weighted to half each, as the probabilities presume. Columns:
-    attribute, bin, stated, observed (of the images in the bin), n, and ``ece``, the expected
-    calibration error of the attribute: the weighted mean of abs(stated - observed).
+    Positives and negatives are weighted to half each, as the probabilities presume, and each bin
+    has about the same share of that weight: most probabilities are near 0 or 1, and bins of equal
+    width between would hold one image or none. Equal probabilities are in one bin.
+
+    Returns:
+        attribute, bin, stated, observed (of the images in the bin), its 95 % interval ``low, high``
+        (Wilson, of images: those of one lesion are not told apart), positives, n, and ``ece``, the
+        expected calibration error of the attribute: the weighted mean of abs(stated - observed).
     """
+    from scipy.stats import binomtest
+
     parts = []
     for j, name in enumerate(label_names):
         y, p = labels[:, j].astype(float), probabilities[:, j].astype(float)
         if not 0 < y.sum() < len(y):
             continue
-        frame = pd.DataFrame({"bin": np.minimum((p * bins).astype(int), bins - 1)})
+        frame = pd.DataFrame({"p": p, "positives": y.astype(int), "n": 1})
         frame["weight"] = np.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+        mass = frame.groupby("p")["weight"].sum()
+        middle = ((mass.cumsum() - mass / 2) * bins).astype(int).clip(upper=bins - 1)
+        frame["bin"] = frame["p"].map(middle)
         frame["stated"], frame["observed"] = p * frame["weight"], y * frame["weight"]
-        frame["n"] = 1
         part = frame.groupby("bin", as_index=False).sum()
         part["ece"] = (part["stated"] - part["observed"]).abs().sum()
         part["stated"] /= part["weight"]
         part["observed"] /= part["weight"]
+        counted = zip(part["positives"].tolist(), part["n"].tolist(), strict=True)
+        bounds = [binomtest(k, n).proportion_ci(method="wilson") for k, n in counted]
+        odds = (1 - y).sum() / y.sum()  # by which the weights raise those of a share
+        for column, x in zip(("low", "high"), np.transpose(bounds), strict=True):
+            part[column] = odds * x / (odds * x + 1 - x)
         part.insert(0, "attribute", name)
-        parts.append(part[["attribute", "bin", "stated", "observed", "n", "ece"]])
+        columns = ["bin", "stated", "observed", "low", "high", "positives", "n", "ece"]
+        parts.append(part[["attribute", *columns]])
     return pd.concat(parts, ignore_index=True)
 
 

@@ -14,6 +14,7 @@ from derm_rl.figures.canvas import (
     Picture,
     axes,
     caption,
+    halves,
     note,
     plain,
     save_fig,
@@ -58,7 +59,7 @@ def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Pictu
     n = len(by_model["rl"]) // len(findings)
     shown = min(n_images, n)
     chosen = spread(findings, n_prompts)
-    fig, grid = axes(len(chosen), 2 * shown, 1.05, 1.1)
+    fig, grid = halves(len(chosen), shown, 1.05, 1.1)
     rows = []
     for line, p in zip(grid, chosen, strict=True):
         for k, ax in enumerate(line):
@@ -69,8 +70,8 @@ def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Pictu
         line[0].set_ylabel(
             wrapped(findings[p], 17), fontsize=6.5, rotation=0, ha="right", va="center"
         )
-    grid[0][0].set_title("stage 1 →", fontsize=9)
-    grid[0][shown].set_title("after RL, same noise →", fontsize=9)
+    grid[0][0].set_title("stage 1", fontsize=9, loc="left")
+    grid[0][shown].set_title("after RL, same noise", fontsize=9, loc="left")
     fig.suptitle(
         f"green: the judge sees exactly these artifacts\n{note(config).strip()}", fontsize=8
     )

@@ -62,6 +62,20 @@ def axes(rows: int, columns: int, width: float, height: float, **options) -> tup
     return fig, fig.subplots(rows, columns, squeeze=False, **options).tolist()
 
 
+def halves(rows: int, columns: int, width: float, height: float) -> tuple[Picture, list]:
+    """Axes of two halves of ``columns`` each, a line between them: rows of 2 × ``columns``."""
+    gap = 0.25  # in columns
+    fig = Picture(figsize=(width * (2 * columns + gap), height * rows), layout="constrained")
+    ratios = [1.0] * columns + [gap] + [1.0] * columns
+    grid = fig.subplots(rows, 2 * columns + 1, squeeze=False, width_ratios=ratios).tolist()
+    for row in grid:
+        between = row.pop(columns)
+        between.axis("off")
+        line = {"transform": between.transAxes, "clip_on": False, "color": "0.3", "linewidth": 1.2}
+        between.plot([0.5, 0.5], [-0.1, 1.1], **line)
+    return fig, grid
+
+
 def show(ax: Axes, image: np.ndarray, title: str = "", frame: str | None = None) -> None:
     """One image without ticks; ``frame`` is the colour of its border."""
     ax.imshow(image, interpolation="nearest" if image.shape[0] < 128 else "antialiased")

@@ -183,25 +183,47 @@ def flagged_by_type(report: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return flagged, flagged / pairs
 
 
-def check_outcomes(config: Config) -> Picture:
-    """Share of the pairs that each check flags, by question type."""
+def check_outcomes(config: Config) -> Picture | None:
+    """Share of the pairs that each check flags, by question type; None if no pair was flagged.
+
+    Checks that flagged nothing are named below; the table, ``captions_checks.csv``, has all.
+    """
     made, flags = stage.load(config)
     report = read_csv(config.require(stage.STAGE) / "checks.csv")
+    flagged = int(made["pair_id"].isin(flags["pair_id"]).sum())
+    title = f"Pairs flagged: {flagged:,} of {len(made):,}{note(config)}"
+    if not flagged:
+        write_csv(config.figures_dir / "captions_checks.csv", report)
+        (config.figures_dir / "captions_checks.png").unlink(missing_ok=True)  # of an earlier run
+        print(title)
+        return None
+    fig = outcomes(report, title)
+    save_fig(fig, "captions_checks", report, config)
+    return fig
+
+
+def outcomes(report: pd.DataFrame, title: str) -> Picture:
+    """The checks that flagged anything, by question type; the others by name."""
     counts, share = flagged_by_type(report)
+    silent = [label(name) for name in counts.index[counts.sum(axis=1) == 0]]
+    counts = counts[counts.sum(axis=1) > 0]
+    share = share.loc[counts.index]
     kinds, names = counts.columns, counts.index
-    fig, [[ax]] = axes(1, 1, 7.2, 1.4 + 0.27 * len(names))
+    fig, [[ax]] = axes(1, 1, 7.2, 1.9 + 0.27 * len(names))
     ax.imshow(share.to_numpy(float), cmap="Reds", vmin=0, vmax=max(0.02, share.max().max()),
               aspect="auto")  # fmt: skip
     for y, x in np.ndindex(share.shape):
-        value = share.iat[y, x]
-        text = "0" if not counts.iat[y, x] else f"{value:.1%}"
+        value, count = share.iat[y, x], counts.iat[y, x]
+        percent = f"{value:.1%}" if value >= 0.0005 else "<0.1%"
+        text = f"{count:,} ({percent})" if count else "0"
         dark = value > 0.6 * max(0.02, share.max().max())
         ax.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "0.3")
     ax.set_xticks(range(len(kinds)), [label(k) for k in kinds], rotation=30, ha="right", fontsize=8)
     ax.set_yticks(range(len(names)), [label(n) for n in names], fontsize=8)
-    flagged = made["pair_id"].isin(flags["pair_id"]).sum()
-    ax.set_title(f"Pairs flagged: {flagged:,} of {len(made):,}{note(config)}", fontsize=9)
-    save_fig(fig, "captions_checks", report, config)
+    if silent:
+        said = textwrap.fill(f"no pair flagged by: {', '.join(silent)}", 100)
+        ax.set_xlabel(said, fontsize=7)
+    ax.set_title(title, fontsize=9)
     return fig
 
 
@@ -274,6 +296,13 @@ def grounded_or_blind(config: Config) -> Picture:
     What is named only where it was told is not seen but rationalized.
     """
     table = read_csv(config.require(stage.STAGE) / "modes.csv")
+    fig = told_or_seen(table, f"Told or seen?{note(config)}")
+    save_fig(fig, "captions_modes", table, config)
+    return fig
+
+
+def told_or_seen(table: pd.DataFrame, title: str) -> Picture:
+    """Bars of a table of ``rationalization``; where one is missing stands why."""
     kinds = [k for k in QUESTION_TYPES if (table["question_type"] == k).any()]
     fig, [[ax]] = axes(1, 1, 7.2, 3)
     for offset, colour, mode in ((-0.2, BEFORE, "blind"), (0.2, AFTER, "grounded")):
@@ -281,12 +310,19 @@ def grounded_or_blind(config: Config) -> Picture:
         x = np.arange(len(kinds)) + offset
         error = np.abs(part[["low", "high"]].sub(part["named"], axis=0).to_numpy(float).T)
         ax.bar(x, part["named"], 0.38, color=colour, label=mode, yerr=error, ecolor="0.4")
+        for at, row in zip(x, part.itertuples(), strict=True):
+            if row.n > 0:
+                ax.text(at, row.high + 0.02, f"{row.named:.0%}\nof {row.n:,.0f}", fontsize=6.5,
+                        ha="center", va="bottom")  # fmt: skip
+            else:
+                why = "no answer\nnames one" if row.n == 0 else "not asked"
+                ax.text(at, 0.02, why, fontsize=6.5, ha="center", va="bottom", color="0.4")
     ax.set_xticks(range(len(kinds)), [label(k) for k in kinds], rotation=20, ha="right", fontsize=8)
-    ax.set(ylabel="recorded diagnosis\nis named first", ylim=(0, 1.05))
-    ax.legend(fontsize=8)
+    ax.set(ylabel="recorded diagnosis\nis named first", ylim=(0, 1.2))
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     plain(ax)
-    ax.set_title(f"Told or seen?{note(config)}", fontsize=10)
-    save_fig(fig, "captions_modes", table, config)
+    ax.set_title(title, fontsize=10)
     return fig
 
 

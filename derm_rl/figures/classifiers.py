@@ -55,10 +55,19 @@ def _curves(left, right, tables: dict[str, pd.DataFrame], model: str) -> None:
         x, y = roc["false_positive_rate"], roc["true_positive_rate"]
         left.plot(x, y, color=colour, label=label, linewidth=1.4)
         stated = mine["reliability"][mine["reliability"]["attribute"] == row.attribute]
-        right.plot(stated["stated"], stated["observed"], "o-", color=colour, ms=3, linewidth=1)
+        error = stated[["low", "high"]].sub(stated["observed"], axis=0).abs().to_numpy().T
+        few, many = stated["n"].min(), stated["n"].max()
+        right.errorbar(
+            stated["stated"], stated["observed"], error, fmt="o-", color=colour, ms=3, linewidth=1,
+            elinewidth=0.7, capsize=1.5, label=f"{row.attribute}: {few:,} to {many:,}",
+        )  # fmt: skip
+    right.legend(
+        title="images a point,\nbins of equal mass", fontsize=6.5, title_fontsize=7,
+        loc="upper left", bbox_to_anchor=(1, 1),
+    )  # fmt: skip
     left.legend(title="AUC [95 % interval]", fontsize=6.5, title_fontsize=7, loc="lower right")
     left.set(title=f"{model}: ROC", xlabel="false positive rate", ylabel="true positive rate")
-    right.set(title=f"{model}: reliability", xlabel="stated", ylabel="observed frequency")
+    right.set(title=f"{model}: reliability", xlabel="stated", ylabel="observed, 95 % interval")
     for ax in (left, right):
         ax.plot([0, 1], [0, 1], ":", color="gray", linewidth=1)
         plain(ax)

@@ -74,7 +74,7 @@ def phantom_truth(config: Config, n: int = 4) -> Picture | None:
     best = np.argsort(-crowded, kind="stable")
     mel = (frame["diagnosis"] == "MEL").to_numpy(bool)
     chosen = [*[i for i in best if mel[i]][: n // 2], *[i for i in best if not mel[i]]][:n]
-    fig, grid = axes(2, len(chosen), 2.6, 2.5, height_ratios=[3, 2])
+    fig, grid = axes(2, len(chosen), 2.6, 2.0, height_ratios=[2.6, 0.9])
     paths = frame["path"].iloc[chosen].tolist()
     for top, below, path in zip(*grid, paths, strict=True):
         scene = phantom.scene_at(path)
@@ -93,7 +93,7 @@ def phantom_truth(config: Config, n: int = 4) -> Picture | None:
 def _drawn(ax, scene: phantom_scene.Scene) -> None:
     """Swatches of the lesion's colours and the parameters that can be named."""
     ax.axis("off")
-    ax.set(xlim=(0, 6), ylim=(0, 6))
+    ax.set(xlim=(0, 6), ylim=(0, 6))  # about 0.4 by 0.15 inches each
     for i, name in enumerate(scene.colours):
         ax.add_patch(_square(i, phantom_scene.COLOURS[name]))
     asymmetry, border = phantom_scene.drawn_shape(scene)
@@ -103,13 +103,13 @@ def _drawn(ax, scene: phantom_scene.Scene) -> None:
         f"{len(scene.globules)} globules   {len(scene.streaks)} streaks"
         f"{'   blue-white veil' if scene.blue_white_veil else ''}"
     )
-    ax.text(0, 4.4, text, va="top", fontsize=6.5, linespacing=1.5, wrap=True)
+    ax.text(0, 4.2, text, va="top", fontsize=6.5, linespacing=1.5, wrap=True)
 
 
 def _square(i: int, colour: tuple[float, float, float]):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((i, 4.9), 0.8, 0.9, facecolor=colour, edgecolor="black", linewidth=0.5)
+    return Rectangle((i, 4.6), 0.8, 1.3, facecolor=colour, edgecolor="black", linewidth=0.5)
 
 
 def data_counts(config: Config) -> Picture:

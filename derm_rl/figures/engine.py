@@ -6,7 +6,8 @@ shows them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -51,12 +52,18 @@ def ddpo_recipes(config: Config, device: str = "cpu") -> Picture:
     row[0].set_ylabel("APR by the judge")
     row[0].legend(fontsize=8, loc="lower right")
     fig.suptitle(
-        f"32 px, seeds {', '.join(map(str, facts['seeds']))}; {facts['date']}, commit "
-        f"{facts['commit']} ({PHANTOM})",
+        f"32 px, seeds {', '.join(map(str, facts['seeds']))}; {_measured(facts)} ({PHANTOM})",
         fontsize=8,
     )
     save_fig(fig, "ddpo_recipes", curves, config)
     return fig
+
+
+def _measured(facts: Mapping[str, Any]) -> str:
+    """When, and with which commit: that in which the numbers stand if none held the code then."""
+    if "recorded" in facts:
+        return f"{facts['date']}, numbers of commit {facts['recorded']}"
+    return f"{facts['date']}, commit {facts['commit']}"
 
 
 def _learning_curves(ax: Axes, curves: pd.DataFrame, column: str) -> None:
@@ -73,16 +80,19 @@ def ddpo_options(config: Config, device: str = "cpu") -> Picture:
     """How much less an image costs with each option alone, and with those that pay together."""
     table = read_csv(RESULTS / f"ddpo_{device}_options.csv")
     facts = read_json(RESULTS / f"ddpo_{device}.json")["options"]
-    fig, ((ax,),) = axes(1, 1, 7.0, 3.6)
+    fig, ((ax,),) = axes(1, 1, 7.0, 3.8)
     bars = ax.barh(table["option"], table["speedup"], color=COLOURS[0])
     ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
     ax.axvline(1, color=BEFORE, linestyle="--", linewidth=0.8)
     ax.invert_yaxis()
     ax.set(
         xlabel="images a second, over those of the paper's recipe",
-        title=f"one change at a time; {facts['device']}, {facts['date']}, commit {facts['commit']}",
+        xlim=(0, 1.1 * table["speedup"].max()),
     )
-    ax.title.set_fontsize(8)
+    fig.suptitle(
+        f"one change at a time; {facts['device']}; {_measured(facts)}\n({PHANTOM})",
+        fontsize=8,
+    )
     ax.tick_params(axis="y", labelsize=8)
     plain(ax)
     save_fig(fig, "ddpo_options", table, config)

@@ -14,6 +14,7 @@ from derm_rl.figures.canvas import (
     COLOURS,
     Picture,
     axes,
+    halves,
     note,
     plain,
     save_fig,
@@ -63,14 +64,14 @@ def finetune_samples(config: Config, n_prompts: int = 8, n_images: int = 4) -> P
         name: _generate(config, source, findings, n_images, folder / f"samples_{name}.npy")
         for name, source in sources.items()
     }
-    fig, grid = axes(len(findings), 2 * n_images, 1.0, 1.05)
+    fig, grid = halves(len(findings), n_images, 1.0, 1.05)
     for i, (row, finding) in enumerate(zip(grid, findings, strict=True)):
         for k, ax in enumerate(row):
             model, j = ("base", k) if k < n_images else ("stage1", k - n_images)
             show(ax, images[model][i * n_images + j])
         row[0].set_ylabel(wrapped(finding, 17), fontsize=6, rotation=0, ha="right", va="center")
-    grid[0][0].set_title("base →", fontsize=8)
-    grid[0][n_images].set_title("after stage 1 →", fontsize=8)
+    grid[0][0].set_title("base", fontsize=8, loc="left")
+    grid[0][n_images].set_title("after stage 1", fontsize=8, loc="left")
     fig.suptitle(f"Generated, guidance {GUIDANCE:g}, same noise{note(config)}", fontsize=9)
     means = {name: x.reshape(len(x), -1).mean(1) for name, x in images.items()}
     frame = pd.DataFrame(
@@ -111,6 +112,13 @@ def _generate(config: Config, source, findings, n: int, out) -> np.ndarray:
 def ddpo_curves(config: Config) -> Picture:
     """Reward, the independent judge, clipping and KL; and what a hacked reward would change."""
     log = read_csv(config.require(DDPO) / "log.csv")
+    fig = learning(log, config.ddpo.alarm)
+    save_fig(fig, "ddpo_curves", log, config)
+    return fig
+
+
+def learning(log: pd.DataFrame, limits: AlarmConfig) -> Picture:
+    """The curves of a log, a row an epoch. What is optimized and what judges share no panel."""
     fig, grid = axes(2, 3, 4.2, 2.7, sharex=True)
     (reward, judge, clip), (gap, look, kl) = grid
     scales = log["guidance_scale"].dropna().unique()
@@ -119,22 +127,23 @@ def ddpo_curves(config: Config) -> Picture:
         _line(reward, rows, "reward", f"training samples, guidance {scale:g}", colour)
     _line(reward, log, "eval_reward", "fixed noise, averaged weights", AFTER)
     reward.set(title="reward (what is optimized)")
-    _line(judge, log, "eval_reward_hard", "labels right, reward classifier", COLOURS[0])
-    _line(judge, log, "eval_judge_hard", "labels right, judge", AFTER)
-    _line(judge, log, "eval_judge_apr", "all artifacts right, judge (APR)", COLOURS[2])
+    _line(judge, log, "eval_judge_hard", "labels right", AFTER)
+    _line(judge, log, "eval_judge_apr", "all artifacts right (APR)", COLOURS[2])
     judge.set(title="the judge (never optimized)")
     _line(clip, log, "clip_fraction", "share of clipped ratios", COLOURS[0])
     clip.set(title="clip fraction")
     _line(kl, log, "approx_kl", "approximate KL", COLOURS[4])
     kl.set(title="approximate KL of an epoch's updates")
-    drift_panels(gap, look, log, config.ddpo.alarm)
-    for ax in (reward, judge, clip, gap, look, kl):
+    drift_panels(gap, look, log, limits)
+    for ax in (cells := (reward, judge, clip, gap, look, kl)):
         plain(ax)
-    for ax in (gap, look, kl):
+        if not any(len(line.get_xdata()) for line in ax.get_lines() if line.get_marker() == "o"):
+            ax.text(0.5, 0.5, "not measured in this run", ha="center", transform=ax.transAxes)
+        elif ax not in (clip, kl):
+            ax.legend(fontsize=7)
+    for ax in cells[3:]:
         ax.set(xlabel="epoch")
-    for ax in (reward, judge, gap, look):
-        ax.legend(fontsize=7)
-    save_fig(fig, "ddpo_curves", log, config)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
 

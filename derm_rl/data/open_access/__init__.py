@@ -55,7 +55,7 @@ def read(
         ValueError: the source is unknown, or ``images`` or ``on_error`` is not valid.
     """
     about = find(source)
-    exclusions = Exclusions(on_error)
+    exclusions = Exclusions(on_error, "captions.on_error")  # whose sources these are
     if images is not None and (isinstance(images, bool) or int(images) != images or images < 1):
         raise ValueError(f"images must be a whole number of at least 1, or None; got {images!r}")
     if about.name == "phantom":
