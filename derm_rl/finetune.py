@@ -125,7 +125,9 @@ def train(
 
     checkpoint = folder / "checkpoint.pt"
     mine = identity(settings=settings.model_dump(), seed=seed, shape=list(dataset.latents.shape))
-    if state := load_checkpoint(checkpoint, mine):
+    if state := load_checkpoint(
+        checkpoint, mine, ("parameters", "optimizer", "ema", "rows", "step")
+    ):
         for parameter, saved in zip(parameters, state["parameters"], strict=True):
             parameter.data.copy_(saved)
         optimizer.load_state_dict(state["optimizer"])

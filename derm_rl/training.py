@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,11 +174,13 @@ def discard_checkpoint(path: Path) -> None:
     previous(path).unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
+def load_checkpoint(
+    path: Path, belongs_to: str, needs: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """The newest usable checkpoint of ``path``, or None.
 
-    One that is torn, or belongs to other settings, is refused (said on stderr with the reason) and
-    the one before it is used.
+    One that is torn, is no mapping or lacks one of the keys it ``needs``, or belongs to other
+    settings, is refused (said on stderr with the reason) and the one before it is used.
     """
     for candidate in (path, previous(path)):
         if not candidate.is_file():
@@ -186,6 +188,9 @@ def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
         state, problem = {}, "checkpoint of other settings, seed or data"
         try:
             state = torch.load(candidate, map_location="cpu", weights_only=True)
+            if problem_of := _unlike_a_checkpoint(state, belongs_to, needs):
+                state = {}
+                raise pickle.UnpicklingError(problem_of)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             problem = f"unreadable checkpoint ({error})"
             candidate.unlink(missing_ok=True)  # or the next save would put it over the one before
@@ -193,6 +198,14 @@ def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
             return state
         print(f"{candidate}: {problem}; not used", file=sys.stderr)
     return None
+
+
+def _unlike_a_checkpoint(state: Any, belongs_to: str, needs: Sequence[str]) -> str | None:
+    if not isinstance(state, dict):
+        return f"it holds a {type(state).__name__}, not a mapping"
+    lacking = [key for key in needs if key not in state]
+    mine = state.get("belongs_to") == belongs_to
+    return f"it lacks {', '.join(lacking)}" if mine and lacking else None
 
 
 Callback = Callable[[dict[str, Any]], None]  # called with each new row of a loop's log

@@ -8,7 +8,7 @@ import pytest
 import derm_rl
 
 FLOORS = (
-    ("prompts", "settings", "caption_settings", "config", "paths", "provenance", "io"),
+    ("prompts", "settings", "caption_settings", "config", "paths", "provenance", "io", "errors"),
     ("pipeline", "data"),
     ("training", "redraw", "finetune", "classifier", "rewards", "ddpo"),
     ("evaluation", "captions"),

@@ -77,7 +77,7 @@ def test_captions_batches_go_out_and_come_back(runs, tmp_path):
     small = [f"--set=captions.{x}" for x in ("images=4", "image_size=48", "measured_size=48")]
     target = tmp_path / "batch" / "requests.jsonl"
     refused = CliRunner().invoke(app, ["captions", "write-batch", str(target), "-p", "smoke"])
-    assert refused.exit_code == 1 and "captions.teacher is measured" in refused.output
+    assert refused.exit_code == 2 and "captions.teacher is measured" in refused.output
     model = [*small, "--set=captions.teacher=vllm:some-model"]
     written = CliRunner().invoke(
         app, ["captions", "write-batch", str(target), "-p", "smoke", *model]

@@ -32,6 +32,7 @@ from derm_rl.captions.answers import (
 from derm_rl.captions.ledger_rows import canonical
 from derm_rl.captions.pace import TransientError
 from derm_rl.captions.schema import Reply, Request
+from derm_rl.errors import Mendable
 
 __all__ = ["ProviderTeacher", "TeacherError", "model_price"]
 
@@ -50,7 +51,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class TeacherError(RuntimeError):
+class TeacherError(Mendable, RuntimeError):
     """A teacher that cannot be asked at all: no key, a wrong one, no such model, no quota."""
 
 

@@ -73,6 +73,13 @@ def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]
     return frame, images
 
 
+def prepared(config: Config, frame: pd.DataFrame) -> Store:
+    """What earlier runs of a preset have encoded and measured, under any overrides; no more."""
+    settings = config.captions
+    folders = (paths.RUNS / config.name).glob(f"{STAGE}*/parts")
+    return store.prepared(frame, sorted(folders), settings.image_size, settings.measured_size)
+
+
 def load(config: Config) -> tuple[pd.DataFrame, Store]:
     """What :func:`prepare` made, of a finished stage."""
     folder = config.require(STAGE)

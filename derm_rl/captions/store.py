@@ -39,14 +39,19 @@ class Stored:
 
     image_id: str
     image: bytes
-    measurements: Measurements
+    measurements: Measurements | None
 
 
 class Store:
-    """The parts of :func:`prepare`, read as they are needed; the last few stay in memory."""
+    """The parts of :func:`prepare`, read as they are needed; the last few stay in memory.
 
-    def __init__(self, parts: Sequence[Path], image_ids: Sequence[str]) -> None:
-        self.parts = list(parts)
+    Where a part is None, ``blank`` stands for each of its images.
+    """
+
+    def __init__(
+        self, parts: Sequence[Path | None], image_ids: Sequence[str], blank: bytes = b""
+    ) -> None:
+        self.parts, self.blank = list(parts), blank
         self._part_of = {name: i // PART for i, name in enumerate(image_ids)}
         self._read = lru_cache(maxsize=4)(_read_part)
 
@@ -60,7 +65,8 @@ class Store:
     def __getitem__(self, image_id: str) -> Stored:
         if image_id not in self._part_of:
             raise KeyError(f"no image {image_id!r} among the {len(self)} that were prepared")
-        return self._read(self.parts[self._part_of[image_id]])[image_id]
+        part = self.parts[self._part_of[image_id]]
+        return self._read(part)[image_id] if part else Stored(image_id, self.blank, None)
 
     def image(self, image_id: str) -> bytes:
         """The encoded image: for a release and for readers."""
@@ -103,9 +109,7 @@ def prepare(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = [frame.iloc[i : i + PART] for i in range(0, len(frame), PART)]
-    facts = {"image_size": image_size, "measured_size": measured_size, "code": _code()}
-    names = [f"{i:05d}-{_identity(b, facts)}.parquet" for i, b in enumerate(blocks)]
+    blocks, names = _named(frame, image_size, measured_size)
     for old in folder.glob("*.parquet"):
         if old.name not in names:
             old.unlink()
@@ -126,6 +130,31 @@ def prepare(
         bar.update(count)
     bar.close()
     return Store(parts, frame["image_id"].tolist())
+
+
+def prepared(
+    frame: pd.DataFrame, folders: Sequence[Path], image_size: int, measured_size: int
+) -> Store:
+    """The parts that :func:`prepare` has left in any of ``folders``; nothing is made.
+
+    An image that is in none is a blank square, for what only counts requests and tokens.
+    """
+    from PIL import Image
+
+    _, names = _named(frame, image_size, measured_size)
+    places = [[folder / name for folder in folders] for name in names]
+    parts = [next((p for p in found if p.is_file()), None) for found in places]
+    blank = _encoded(Image.new("RGB", (image_size, image_size)), "PNG")
+    return Store(parts, frame["image_id"].tolist(), blank)
+
+
+def _named(
+    frame: pd.DataFrame, image_size: int, measured_size: int
+) -> tuple[list[pd.DataFrame], list[str]]:
+    """Blocks of rows, and the names of their parts."""
+    blocks = [frame.iloc[i : i + PART] for i in range(0, len(frame), PART)]
+    facts = {"image_size": image_size, "measured_size": measured_size, "code": _code()}
+    return blocks, [f"{i:05d}-{_identity(b, facts)}.parquet" for i, b in enumerate(blocks)]
 
 
 def _identity(block: pd.DataFrame, facts: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from derm_rl.errors import Mendable
 from derm_rl.io import read_json, write_json
 
 VERDICTS = ("accept", "edit", "reject")
@@ -35,7 +36,7 @@ RATINGS = {
 SCALE = (1, 2, 3, 4, 5)
 
 
-class ReviewError(ValueError):
+class ReviewError(Mendable, ValueError):
     """A verdict or a file of verdicts that cannot be used; the message names it."""
 
 

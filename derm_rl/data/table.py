@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from derm_rl.errors import Mendable
 from derm_rl.io import read_csv, write_csv
 from derm_rl.prompts import ARTIFACTS, DIAGNOSES
 
@@ -48,7 +49,7 @@ _TRUTH = {"true": True, "1": True, "1.0": True, "yes": True}
 _TRUTH |= {"false": False, "0": False, "0.0": False, "no": False}
 
 
-class TableError(ValueError):
+class TableError(Mendable, ValueError):
     """A table that cannot be used; the message names the file, the column and the rows."""
 
 

@@ -106,7 +106,7 @@ def train(
     )
     checkpoint = folder / "checkpoint.pt"
     mine = identity(settings=settings.model_dump(), seed=seed, texts=task.texts)
-    if saved := load_checkpoint(checkpoint, mine):
+    if saved := load_checkpoint(checkpoint, mine, list(state.state_dict())):
         state.load_state_dict(saved)
     policy = Policy(pipe, accelerator, task, settings)
 

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
 from derm_rl import prompts, training
-from derm_rl.io import read_json, write_json
+from derm_rl.io import read_json, reserve, write_json
 from derm_rl.pipeline import as_uint8, image_size
 
 
@@ -120,7 +120,9 @@ def _open(out: Path, shape: tuple[int, ...], belongs_to: str) -> tuple[Any, int]
         return np.lib.format.open_memmap(_partial(out), "r+"), done
     discard(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(_partial(out), "w+", np.uint8, shape), 0
+    images = np.lib.format.open_memmap(_partial(out), "w+", np.uint8, shape)
+    reserve(_partial(out))
+    return images, 0
 
 
 @torch.no_grad()
