@@ -197,7 +197,14 @@ def _write_part(
     for address in addresses:
         content, image = encode(address, image_size)
         images.append(content)
-        measured.append(dumps(measure(np.asarray(_shrunk(image, size)))))
+        shown = _shrunk(image, size)
+        if min(shown.size) < table.SMALLEST:
+            raise table.TableError(
+                f"image {address}: {image.width} × {image.height} pixels, "
+                f"{shown.width} × {shown.height} as it is measured; {table.SMALLEST} a side are "
+                "needed. Leave it out of the source"
+            )
+        measured.append(dumps(measure(np.asarray(shown))))
     columns = {"image_id": list(image_ids), "image": images, "measurements": measured}
     kinds = pa.schema({"image_id": pa.string(), "image": pa.binary(), "measurements": pa.string()})
     with atomic_path(path) as temporary:

@@ -49,6 +49,9 @@ _TRUTH = {"true": True, "1": True, "1.0": True, "yes": True}
 _TRUTH |= {"false": False, "0": False, "0.0": False, "no": False}
 
 
+SMALLEST = 16  # pixels of the shorter side; less shows no lesion, and cannot be measured
+
+
 class TableError(Mendable, ValueError):
     """A table that cannot be used; the message names the file, the column and the rows."""
 

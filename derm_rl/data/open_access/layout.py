@@ -15,7 +15,7 @@ import pandas as pd
 
 from derm_rl.data.dermoscopy import ENDINGS, Exclusions, find_images, unique
 from derm_rl.data.open_access import values
-from derm_rl.data.table import COLUMNS, TableError, few, read_bytes
+from derm_rl.data.table import COLUMNS, SMALLEST, TableError, few, read_bytes
 from derm_rl.io import read_csv
 
 SEPARATORS = (",", ";", "\t")
@@ -161,7 +161,7 @@ def with_values(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.D
 
 
 def without_damage(frame: pd.DataFrame, exclusions: Exclusions) -> pd.DataFrame:
-    """Leave out images that cannot be decoded to their end."""
+    """Leave out images that cannot be decoded to their end, or are too small to show anything."""
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
@@ -180,11 +180,13 @@ def without_damage(frame: pd.DataFrame, exclusions: Exclusions) -> pd.DataFrame:
 
 
 def damage(address: str) -> str | None:
-    """Why an image cannot be decoded to its end; None if it can."""
+    """Why an image cannot be used; None if it can, decoded to its end."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(read_bytes(address))) as opened:
+            if min(opened.size) < SMALLEST:
+                return f"image of {opened.width} × {opened.height} pixels, {SMALLEST} are needed"
             # A JPEG is read to its end at an eighth of its size, in a fraction of the time.
             opened.draft("RGB", (opened.width // 8, opened.height // 8))
             opened.load()
