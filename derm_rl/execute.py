@@ -37,7 +37,11 @@ def check_parameters(notebook: Path) -> None:
 
     if not notebook.is_file():
         raise ReproduceError(f"notebook {notebook} is missing")
-    found = set(papermill.inspect_notebook(str(notebook)))
+    try:
+        found = set(papermill.inspect_notebook(str(notebook)))
+    except Exception as error:  # of JSON, of the notebook's format, of its kernel's name
+        said = " ".join(str(error).split())[:200]
+        raise ReproduceError(f"{notebook}: not a notebook that can be read ({said})") from error
     if found != set(PARAMETERS):
         raise ReproduceError(
             f"{notebook.name}: its cell tagged 'parameters' must define exactly "

@@ -100,6 +100,9 @@ def test_mistakes_are_found_before_anything_runs(project):
     write_notebook(project, "02_reward_classifier", "1", "preset = 'smoke'\nepochs = 3")
     with pytest.raises(ReproduceError, match="must define exactly preset, overrides, data_root"):
         go(project)
+    (project / "02_reward_classifier.ipynb").write_text('{"cells": [')
+    with pytest.raises(ReproduceError, match=r"02_reward_classifier\.ipynb: not a notebook"):
+        go(project)
     assert not (paths.RUNS / "smoke").exists()
 
 
