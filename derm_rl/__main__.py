@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class _OneLine(TyperGroup):
+    """What a user can mend is one line, not a traceback; so is Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from derm_rl.errors import mendable
+
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if (line := mendable(error)) is None:
+                raise
+            typer.echo(f"derm-rl: {line}", err=True)
+            raise typer.Exit(getattr(error, "exit_status", 1)) from None
+        except KeyboardInterrupt:
+            typer.echo("derm-rl: interrupted; the same command continues", err=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
+    cls=_OneLine,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -46,30 +65,13 @@ def _config(
     data_root: Path | None = None,
     real_images: bool = True,
 ):
-    """The checked preset, with its images if ``real_images``; or a message and exit status 2."""
-    from derm_rl.config import ConfigError, check_data_root, load
+    """The checked preset, with its images if ``real_images``."""
+    from derm_rl.config import check_data_root, load
 
-    try:
-        config = load(preset, tuple(overrides or ()), data_root)
-        if real_images:
-            check_data_root(config)
-    except ConfigError as error:
-        typer.echo(f"derm-rl: {error}", err=True)
-        raise typer.Exit(2) from None
+    config = load(preset, tuple(overrides or ()), data_root)
+    if real_images:
+        check_data_root(config)
     return config
-
-
-@contextmanager
-def _clear_errors(*mendable: type[Exception]) -> Iterator[None]:
-    """What a user can mend is one line, not a traceback; so is Ctrl-C."""
-    try:
-        yield
-    except mendable as error:
-        typer.echo(f"derm-rl: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("derm-rl: interrupted; the same command continues", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -97,12 +99,9 @@ def reproduce(
 
         derm-rl reproduce --from 04 --set ddpo.epochs=60
     """
-    from derm_rl.config import MissingArtifact
-    from derm_rl.reproduce import ReproduceError, run
+    from derm_rl.reproduce import run
 
-    config = _config(preset, overrides, data_root)
-    with _clear_errors(ReproduceError, MissingArtifact):
-        run(config, only=only, start=start, jobs=jobs)
+    run(_config(preset, overrides, data_root), only=only, start=start, jobs=jobs)
 
 
 @app.command()
@@ -113,6 +112,7 @@ def presets(
 ) -> None:
     """List the presets, or show all settings of one with their meaning."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from derm_rl import config
@@ -122,12 +122,12 @@ def presets(
         table.add_column("preset", style="bold")
         table.add_column("what it is for")
         for name, description in config.presets().items():
-            table.add_row(name, description)
+            table.add_row(escape(name), escape(description))
     else:
         for column in ("setting", "value", "meaning"):
             table.add_column(column)
         for key, value, meaning in config.describe(_config(show, real_images=False)):
-            table.add_row(key, str(value), meaning)
+            table.add_row(key, escape(str(value)), escape(meaning))
     Console().print(table)
 
 
@@ -169,22 +169,21 @@ def fetch(
     from derm_rl import paths
     from derm_rl.data import fetch as downloads
 
-    with _clear_errors(downloads.FetchError):
-        known = downloads.read_registry(registry or downloads.REGISTRY)
-        about, listing = downloads.select(source, known)
-        folder = to or paths.RUNS / "sources" / about.name
-        typer.echo(downloads.terms(about))
-        if about.name == "phantom":
-            typer.echo("Nothing to fetch: its images are drawn when they are looked at.")
-            return
-        if not listing.files:
-            if registry:
-                raise downloads.FetchError(f"{registry}: no files of {about.name} are listed")
-            typer.echo(downloads.instructions(about, listing, folder))
-            raise typer.Exit(1)
-        if not accept_licence:
-            typer.confirm(f"Do you accept the licence, {about.licence}?", abort=True)
-        done = downloads.fetch(listing, folder)
+    known = downloads.read_registry(registry or downloads.REGISTRY)
+    about, listing = downloads.select(source, known)
+    folder = to or paths.RUNS / "sources" / about.name
+    typer.echo(downloads.terms(about))
+    if about.name == "phantom":
+        typer.echo("Nothing to fetch: its images are drawn when they are looked at.")
+        return
+    if not listing.files:
+        if registry:
+            raise downloads.FetchError(f"{registry}: no files of {about.name} are listed")
+        typer.echo(downloads.instructions(about, listing, folder))
+        raise typer.Exit(1)
+    if not accept_licence:
+        typer.confirm(f"Do you accept the licence, {about.licence}?", abort=True)
+    done = downloads.fetch(listing, folder)
     new = sum(state == "fetched" for state in done.values())
     typer.echo(f"{new} files fetched, {len(done) - new} were there: {folder}")
 
@@ -194,7 +193,6 @@ captions = typer.Typer(
     help="Image-text pairs beside the notebooks: what asking would cost, batch files, ledgers.",
 )
 app.add_typer(captions, name="captions")
-_MENDABLE = (ValueError, OSError, RuntimeError)  # of files, settings, ledgers and teachers
 
 
 @captions.command()
@@ -216,8 +214,7 @@ def estimate(
     from derm_rl.captions import pairs
 
     config = _config(preset, overrides, data_root, real_images=False)
-    with _clear_errors(*_MENDABLE):
-        typer.echo(f"{config.captions.teacher}: {pairs.dry_run(config, price)}")
+    typer.echo(f"{config.captions.teacher}: {pairs.dry_run(config, price)}")
 
 
 @captions.command("write-batch")
@@ -234,7 +231,7 @@ def write_batch(
     from derm_rl.captions import batch, pairs
 
     config = _config(preset, overrides, data_root, real_images=False)
-    with _clear_errors(*_MENDABLE), pairs.opened(config) as (teacher, asked, ledger):
+    with pairs.opened(config) as (teacher, asked, ledger):
         files = batch.write_requests(teacher, asked, ledger, to)
     typer.echo("\n".join(map(str, files)) or "every request is answered: nothing to write")
 
@@ -253,7 +250,7 @@ def read_batch(
     from derm_rl.captions.ledger import Ledger
 
     config = _config(preset, overrides, real_images=False)
-    with _clear_errors(*_MENDABLE), Ledger(pairs.ledger_path(config)) as ledger:
+    with Ledger(pairs.ledger_path(config)) as ledger:
         typer.echo(batch.read_results(results, ledger, requests, pairs.provider(config)))
 
 
@@ -266,8 +263,7 @@ def merge_ledgers(
     from derm_rl.captions import pairs
     from derm_rl.captions.ledger import merge
 
-    with _clear_errors(*_MENDABLE):
-        typer.echo(merge(pairs.ledger_path(_config(preset, real_images=False)), *others))
+    typer.echo(merge(pairs.ledger_path(_config(preset, real_images=False)), *others))
 
 
 def main() -> None:

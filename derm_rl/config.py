@@ -20,6 +20,8 @@ from pydantic import Field, ValidationError
 
 from derm_rl import masking, paths
 from derm_rl.caption_settings import CaptionsConfig, ReleaseConfig
+from derm_rl.errors import FileError, Mendable
+from derm_rl.io import parse_yaml, read_yaml
 from derm_rl.settings import (
     AlignmentConfig,
     ClassifierConfig,
@@ -35,14 +37,16 @@ from derm_rl.settings import (
 FIGURES_OF_STAGE = "DERM_RL_FIGURES_OF_STAGE"
 
 
-class ConfigError(ValueError):
+class ConfigError(Mendable, ValueError):
     """A preset or an override that cannot be used; a key that was pasted into one is not shown."""
+
+    exit_status = 2
 
     def __init__(self, message: str) -> None:
         super().__init__(masking.mask(message))
 
 
-class MissingArtifact(FileNotFoundError):
+class MissingArtifact(Mendable, FileNotFoundError):
     """A stage whose result is needed has not been run."""
 
 
@@ -98,11 +102,17 @@ class Config(Section):
         folder = self.stage_dir(stage)
         if (folder / "stage.json").is_file():
             return folder
-        options = "".join(f" --set {shlex.quote(o)}" for o in self.overrides)
-        root = f" --data-root {self.data_root}" if self.data_root else ""
         raise MissingArtifact(
             f"{folder} has no finished result of stage {stage}. Run notebook {stage}.ipynb, or: "
-            f"derm-rl reproduce --preset {self.name} --only {stage[:2]}{options}{root}"
+            f"{self.command('--only', stage[:2])}"
+        )
+
+    def command(self, *options: str) -> str:
+        """The command line that runs this preset, with its overrides and data."""
+        changes = [part for change in self.overrides for part in ("--set", change)]
+        root = ["--data-root", str(self.data_root)] if self.data_root else []
+        return shlex.join(
+            ["derm-rl", "reproduce", "--preset", self.name, *options, *changes, *root]
         )
 
     def subset(self, stage: str) -> dict[str, Any]:
@@ -139,9 +149,18 @@ def _sections_of(stage: str) -> tuple[str, ...]:
 
 
 def presets() -> dict[str, str]:
-    """Name and description of every preset."""
-    files = sorted(paths.PARAMS.glob("*.yaml"))
-    return {f.stem: str(_read(f).get("description", "")) for f in files}
+    """Name and description of every preset; of a file that is none, what is wrong with it."""
+    found = {}
+    for name in _names():
+        try:
+            found[name] = load(name).description
+        except ConfigError as error:
+            found[name] = f"broken: {error}"
+    return found
+
+
+def _names() -> list[str]:
+    return sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
 
 
 def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | None = None) -> Config:
@@ -160,9 +179,10 @@ def load(preset: str, overrides: Sequence[str] = (), data_root: str | Path | Non
     for override in overrides:
         masking.hide_pasted(override)
     file = paths.PARAMS / f"{preset}.yaml"
-    if not file.is_file():
-        known = [f.stem for f in sorted(paths.PARAMS.glob("*.yaml"))]
-        raise ConfigError(f"unknown preset {preset!r}{near(preset, known)}")
+    if preset not in _names():
+        if not _names():
+            raise ConfigError(f"{paths.PARAMS}: no presets here; run this in a checkout of derm_rl")
+        raise ConfigError(f"unknown preset {preset!r}{near(preset, _names())}")
     root = Path(data_root).expanduser().resolve() if data_root else None
     plain = _read(file)
     values = copy.deepcopy(plain)
@@ -233,11 +253,14 @@ def describe(config: Config) -> Iterator[tuple[str, Any, str]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML ({error})") from error
+        values = read_yaml(file)
+    except FileError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected a mapping of keys to values")
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(f"{file}: expected a mapping of keys to values, found {found}")
+    if strange := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(f"{file}: unknown key {strange[0]!r}")
     return values
 
 
@@ -259,8 +282,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if last not in section and parents != ["ddpo", "rewards"]:
         raise ConfigError(f"override {override!r}: unknown key {last!r}{near(last, section)}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
     # In quotes it is meant as text.
     section[last] = _number(value) if value == text.strip() else value
@@ -286,4 +309,9 @@ def _explain(where: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{where}: key {key!r} is missing"
     got = error["input"]
-    return f"{where}: {key or 'preset'}: {error['msg']}; got {got!r} ({type(got).__name__})"
+    if isinstance(got, Mapping):  # what a whole section must fulfil: its message names the key
+        message = error["msg"].removeprefix("Value error, ")
+        named = message.partition(":")[0] in got
+        separator = "." if named and key else ": "
+        return f"{where}: {key or 'preset'}{separator}{message}"
+    return f"{where}: {key or 'preset'}: {error['msg']}; got {got!r:.200} ({type(got).__name__})"

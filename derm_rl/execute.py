@@ -8,8 +8,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,16 @@ import nbformat
 import psutil
 
 from derm_rl import paths
+from derm_rl.errors import Mendable, full_disk, nearly_full
 from derm_rl.masking import guard, mask
 from derm_rl.progress import own_cells
 
 PARAMETERS = ("preset", "overrides", "data_root")
+MARK = "DERM_RL_NOTEBOOK"  # in the environment of a notebook's processes: they are found by it
+KERNEL_DIED = 3  # exit status of this module
 
 
-class ReproduceError(RuntimeError):
+class ReproduceError(Mendable, RuntimeError):
     """A run that cannot start or has failed; the message says what to do."""
 
     def __init__(self, message: str) -> None:
@@ -38,7 +43,11 @@ def check_parameters(notebook: Path) -> None:
     """
     if not notebook.is_file():
         raise ReproduceError(f"notebook {notebook} is missing")
-    cells = nbformat.read(notebook, 4).cells
+    try:
+        cells = nbformat.read(notebook, 4).cells
+    except Exception as error:  # of JSON, of the notebook's format
+        said = " ".join(str(error).split())[:200]
+        raise ReproduceError(f"{notebook}: not a notebook that can be read ({said})") from error
     found: set[str] = set()
     for cell in (c for c in cells if "parameters" in c.metadata.get("tags", ())):
         try:
@@ -60,7 +69,7 @@ class Papermill:
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}  # by mark
 
     def execute(
         self,
@@ -77,8 +86,9 @@ class Papermill:
         Raises:
             ReproduceError: names the cell and the error.
         """
+        mark = uuid.uuid4().hex
         environment = os.environ | {"DERM_RL_RUNS": str(paths.RUNS), "PYTHONWARNINGS": "ignore"}
-        environment |= variables or {}
+        environment |= {MARK: mark} | dict(variables or {})
         if self.jobs > 1:
             threads = max(1, (os.cpu_count() or 1) // self.jobs)
             environment |= {"OMP_NUM_THREADS": str(threads)}
@@ -86,28 +96,48 @@ class Papermill:
             *(sys.executable, "-m", "derm_rl.execute"),
             *(str(notebook), str(copy), json.dumps(dict(parameters))),
         ]
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        self.processes.append(process)
-        stderr = process.communicate()[1]
-        self.processes.remove(process)
-        if process.returncode:
-            raise ReproduceError(_failure(notebook.stem, copy, stderr))
+        # Not a pipe: it ends with the last process that holds it, and workers outlive a killed
+        # kernel by minutes.
+        with tempfile.TemporaryFile() as stderr:
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr
+            )
+            self.processes[mark] = process
+            try:
+                status = process.wait()
+            finally:
+                del self.processes[mark]
+                _kill(process.pid, mark)
+            stderr.seek(0)
+            said = stderr.read().decode(errors="replace")
+        if status:
+            raise ReproduceError(_failure(notebook.stem, copy, said, status))
 
     def stop(self) -> None:
         """End the running notebooks with their kernels, which papermill starts apart from us."""
-        for process in list(self.processes):
-            _kill(process.pid)
+        for mark, process in list(self.processes.items()):
+            _kill(process.pid, mark)
 
 
-def _kill(pid: int) -> None:
-    """End a process and all it has started; itself last, should it be this one."""
-    with contextlib.suppress(psutil.Error):
-        tree = psutil.Process(pid)
-        for member in [*tree.children(recursive=True), tree]:
+def _kill(pid: int, mark: str) -> None:
+    """End a process and all it has started, also what it no longer is the parent of; it last."""
+    for _ in range(10):  # what ends may just have started another
+        family = [p for p in psutil.process_iter() if p.pid != pid and _belongs(p, pid, mark)]
+        for member in family:
             with contextlib.suppress(psutil.Error):
                 member.kill()
+        if not psutil.wait_procs(family, timeout=1)[0]:
+            break
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(pid).kill()
+
+
+def _belongs(process: psutil.Process, pid: int, mark: str) -> bool:
+    with contextlib.suppress(psutil.Error, OSError):
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.environ().get(MARK) == mark or pid in [p.pid for p in process.parents()]
+    return False
 
 
 def _end_with(parent: int) -> None:
@@ -117,21 +147,35 @@ def _end_with(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(0.5)
-    _kill(os.getpid())
+    _kill(os.getpid(), os.environ[MARK])
 
 
-def _failure(stage: str, copy: Path, stderr: str) -> str:
+def _failure(stage: str, copy: Path, stderr: str, status: int) -> str:
     """Which notebook and cell failed, with what, and where to look."""
-    if copy.is_file():
-        for number, cell in enumerate(own_cells(nbformat.read(copy, 4)), start=1):
-            for output in cell.get("outputs", ()):
-                if output.output_type == "error":
-                    first = next((x for x in cell.source.splitlines() if x.strip()), "")
-                    return (
-                        f"{stage}.ipynb failed in cell {number} ({first.strip()}):\n"
-                        f"  {output.ename}: {output.evalue}\n  executed copy: {copy}"
-                    )
-    return f"{stage}.ipynb could not be executed: {mask(stderr.strip())[-1500:]}\n  copy: {copy}"
+    cells = []
+    with contextlib.suppress(Exception):  # the copy is not there, or only a part of it
+        cells = own_cells(nbformat.read(copy, 4))
+    last = None
+    for number, cell in enumerate(cells, start=1):
+        first = next((x.strip() for x in cell.source.splitlines() if x.strip()), "")
+        where = f"{stage}.ipynb failed in cell {number} ({first})"
+        for output in cell.get("outputs", ()):
+            if output.output_type == "error":
+                return f"{where}:\n  {output.ename}: {output.evalue}\n  executed copy: {copy}"
+        if cell.metadata.get("papermill", {}).get("start_time"):
+            last = where
+    if nearly_full(copy):
+        reason = full_disk(copy)
+    elif status == KERNEL_DIED or status < 0:
+        memory = psutil.virtual_memory()
+        reason = (
+            "its process was killed, most likely by the system because memory ran out "
+            f"({memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB are free now); choose "
+            "smaller batches or images, or fewer --jobs, and run the same again"
+        )
+    else:
+        reason = mask(stderr.strip())[-1500:]
+    return f"{last or f'{stage}.ipynb could not be executed'}: {reason}\n  copy: {copy}"
 
 
 def main() -> None:
@@ -143,6 +187,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.iorw import LocalHandler, papermill_io
 
     class Masked(LocalHandler):
@@ -154,11 +199,14 @@ def main() -> None:
     guard()
     notebook, copy, parameters = sys.argv[1:]
     papermill_io.register(copy, Masked())
-    papermill.execute_notebook(
-        notebook, copy, json.loads(parameters), kernel_name="python3",
-        cwd=str(Path(notebook).parent), progress_bar=False, log_output=False,
-        coalesce_streams=True,
-    )  # fmt: skip
+    try:
+        papermill.execute_notebook(
+            notebook, copy, json.loads(parameters), kernel_name="python3",
+            cwd=str(Path(notebook).parent), progress_bar=False, log_output=False,
+            coalesce_streams=True,
+        )  # fmt: skip
+    except DeadKernelError:
+        sys.exit(KERNEL_DIED)
 
 
 if __name__ == "__main__":

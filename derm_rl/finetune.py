@@ -137,7 +137,9 @@ def train(
     start = 0
 
     checkpoint = folder / "checkpoint.pt"
-    if state := load_checkpoint(checkpoint, mine):
+    if state := load_checkpoint(
+        checkpoint, mine, ("parameters", "optimizer", "ema", "rows", "step")
+    ):
         for parameter, saved in zip(parameters, state["parameters"], strict=True):
             parameter.data.copy_(saved)
         optimizer.load_state_dict(state["optimizer"])

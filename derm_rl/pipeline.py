@@ -15,7 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -23,6 +29,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from derm_rl.io import atomic_dir, loading, quietly
 from derm_rl.paths import model_folder
 
 
@@ -110,6 +117,11 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
 
+# The name under which a saved pipeline lists the class: that of the package, which finds it lazily
+# (``derm_rl.__getattr__``), so that plain diffusers loads the folder after ``import derm_rl``.
+PatchAutoencoder.__module__ = "derm_rl"
+
+
 def build_tokenizer(texts: Iterable[str], max_length: int) -> CLIPTokenizer:
     """CLIP tokenizer (lower-case BPE, ``</w>``) whose merges are learned from ``texts``."""
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -135,7 +147,9 @@ def build_tokenizer(texts: Iterable[str], max_length: int) -> CLIPTokenizer:
         vocab_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocab_file.write_text(json.dumps(vocabulary))
         merges_file.write_text("\n".join(merges) + "\n")
-        return CLIPTokenizer.from_pretrained(folder, model_max_length=max_length)
+        return CLIPTokenizer.from_pretrained(
+            folder, model_max_length=max_length, trust_remote_code=False
+        )
 
 
 def build(
@@ -213,6 +227,9 @@ def load(base: str | Path, dtype: torch.dtype = torch.float32) -> StableDiffusio
     The scheduler becomes DDIM with the timesteps and noise schedule of the loaded one, because
     DDPO needs DDIM's Gaussian steps (arXiv 2305.13301, section 4). The safety checker is left
     out: it was trained on photographs of people and blanks dermoscopic images at random.
+
+    Raises:
+        FileError: a file of the folder is damaged; names it.
     """
     folder = model_folder(base)
     if folder is None and (str(base).startswith((".", "/")) or str(base).count("/") != 1):
@@ -221,17 +238,30 @@ def load(base: str | Path, dtype: torch.dtype = torch.float32) -> StableDiffusio
         )
     if folder is not None and not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"pipeline {folder}: model_index.json is missing from this folder")
-    pipe = StableDiffusionPipeline.from_pretrained(
-        str(folder or base),
-        dtype=dtype,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        local_files_only=folder is not None,
-    )
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with loading(folder or base):
+        pipe = StableDiffusionPipeline.from_pretrained(
+            str(folder or base),
+            dtype=dtype,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            local_files_only=folder is not None,
+            trust_remote_code=False,
+        )
+        pipe.scheduler = _as_ddim(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _as_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
+    """DDIM with all that ``scheduler`` does, be it said in its file or the default of its class.
+
+    ``from_config`` leaves out what the file does not say, and DDIM's own defaults come in: it clips
+    the predicted image to [-1, 1], which latents exceed. A class that knows no ``clip_sample``,
+    as PNDM of Stable Diffusion 1.5, does not clip.
+    """
+    values = {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
+    return DDIMScheduler.from_config({"clip_sample": False} | values)
 
 
 def fingerprint(pipe: StableDiffusionPipeline) -> str:
@@ -250,9 +280,7 @@ def fingerprint(pipe: StableDiffusionPipeline) -> str:
 
 def save(pipe: StableDiffusionPipeline, folder: str | Path) -> Path:
     """Write a pipeline in the diffusers folder format, whole or not at all."""
-    from derm_rl.io import atomic_dir
-
-    with atomic_dir(Path(folder)) as temporary:
+    with atomic_dir(Path(folder)) as temporary, quietly():
         pipe.save_pretrained(temporary, safe_serialization=True)
     return Path(folder)
 

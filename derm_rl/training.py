@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -213,11 +213,13 @@ def discard_checkpoint(path: Path) -> None:
     previous(path).unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
+def load_checkpoint(
+    path: Path, belongs_to: str, needs: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """The newest usable checkpoint of ``path``, or None.
 
-    One that was read and is torn, or belongs to something else, is renamed (said on stderr with
-    the reason) and the one before it is used.
+    One that was read and is torn, is none, lacks one of the keys it ``needs`` or belongs to
+    something else, is renamed (said on stderr with the reason) and the one before it is used.
 
     Raises:
         OSError: one cannot be read just now, which says nothing about it; all stay as they are.
@@ -235,12 +237,11 @@ def load_checkpoint(path: Path, belongs_to: str) -> dict[str, Any] | None:
             continue
         except Exception as error:  # memory ran out, for instance
             raise cannot_read(candidate, error) from error
-        if isinstance(state, dict) and state.get("belongs_to") == belongs_to:
+        problem = _unlike_a_checkpoint(state, belongs_to, needs)
+        if problem is None:
             return state
-        ours = isinstance(state, dict) and "belongs_to" in state
-        problem = "checkpoint of other settings, seed or data, or of other code"
         # Left in its place, the next save but one would end it.
-        set_aside(candidate, "foreign", problem if ours else "not a checkpoint of this program")
+        set_aside(candidate, "foreign", problem)
     return None
 
 
@@ -264,6 +265,16 @@ def _is_whole(path: Path) -> bool:
         if isinstance(error, MemoryError) or isinstance(cause, OSError):
             raise cannot_read(path, cause or error) from error
         return False
+
+
+def _unlike_a_checkpoint(state: Any, belongs_to: str, needs: Sequence[str]) -> str | None:
+    """Why what was read is not the checkpoint asked for; None if it is."""
+    if not isinstance(state, dict) or "belongs_to" not in state:
+        return f"not a checkpoint of this program: it holds a {type(state).__name__}"
+    if state["belongs_to"] != belongs_to:
+        return "checkpoint of other settings, seed or data, or of other code"
+    lacking = [key for key in needs if key not in state]
+    return f"this checkpoint lacks {', '.join(lacking)}" if lacking else None
 
 
 Callback = Callable[[dict[str, Any]], None]  # called with each new row of a loop's log

@@ -9,7 +9,7 @@ import derm_rl
 
 FLOORS = (
     ("prompts", "settings", "caption_settings", "config", "paths", "provenance", "io", "masking")
-    + ("dependencies",),
+    + ("dependencies", "errors"),
     ("pipeline", "data"),
     ("training", "redraw", "finetune", "classifier", "rewards", "ddpo"),
     ("evaluation", "captions"),
@@ -32,6 +32,19 @@ def rooms_imported(file: Path) -> set[str]:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     parts = [name.split(".") for name in names]
     return {p[1] for p in parts if p[0] == "derm_rl" and len(p) > 1} - {"__version__"}
+
+
+def test_no_model_or_data_set_may_bring_code_along():
+    calls = 0
+    for file in MODULES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "attr", None)
+            if not isinstance(node, ast.Call) or name not in ("from_pretrained", "load_dataset"):
+                continue
+            given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert given.get("trust_remote_code") == "False", f"{file}, line {node.lineno}"
+            calls += 1
+    assert calls >= 5
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
 from derm_rl import classifier
 from derm_rl.classifier import augment, calibration, training
 from derm_rl.classifier.backbones import last_layer
 from derm_rl.classifier.model import as_tensor
+from derm_rl.errors import FileError
 from derm_rl.evaluation import classification
 
 NAMES = ["ink", "MEL"]
@@ -299,6 +301,43 @@ def test_pretrained_folder_gets_a_new_head_and_the_right_family(tmp_path):
         classifier.build(backbone, NAMES, 16)
 
 
+def test_a_damaged_classifier_names_its_file_and_what_it_lacks(tmp_path):
+    folder = tmp_path / "m"
+    classifier.build(RESNET, NAMES, 16).save(folder, card={"belongs_to": "x"})
+    good = json.loads((folder / "calibration.json").read_text())
+    without = {k: v for k, v in good.items() if k != "temperature"}
+    for value, said in (
+        (without, "temperature: Field required"),
+        (good | {"temperature": [1.0]}, "temperature has 1 values for 2 label_names"),
+        (good | {"temperature": [0.0, 1.0]}, "temperature.0"),
+        (good | {"bias": "none"}, "bias"),
+        ([1], "expected a JSON object, found list"),
+    ):
+        (folder / "calibration.json").write_text(json.dumps(value))
+        with pytest.raises(FileError, match=f"calibration.json: {said}"):
+            classifier.load(folder)
+    (folder / "calibration.json").write_text(json.dumps(good))
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:4], b""):
+        weights.write_bytes(content)
+        with pytest.raises(FileError, match=r"model\.safetensors: cannot be loaded"):
+            classifier.load(folder)
+    tensors = safetensors.torch.load(whole)
+    tensors.pop(min(tensors))
+    weights.write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    with pytest.raises(FileError, match="1 weights of the resnet are missing"):
+        classifier.load(folder)
+
+
+def test_a_new_head_is_no_news(tmp_path, capfd):
+    classifier.build(RESNET, ["a", "b", "c"], 16).save(tmp_path / "pretrained")
+    backbone = SimpleNamespace(**vars(RESNET) | {"pretrained": str(tmp_path / "pretrained")})
+    classifier.build(backbone, NAMES, 16)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
 def statistics(model):
     return [v for k, v in model.state_dict().items() if "running_" in k]
 
@@ -345,7 +384,7 @@ def test_loading_something_else_says_so(tmp_path):
         classifier.load(tmp_path)
     untrained().save(tmp_path / "m")
     beside = json.loads((tmp_path / "m" / "calibration.json").read_text())
-    beside["label_names"] = ["MEL"]
+    beside |= {"label_names": ["MEL"], "bias": [0.0], "temperature": [1.0]}
     (tmp_path / "m" / "calibration.json").write_text(json.dumps(beside))
     with pytest.raises(ValueError, match=r"2 outputs, but calibration\.json names 1"):
         classifier.load(tmp_path / "m")

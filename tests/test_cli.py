@@ -46,6 +46,37 @@ def test_bad_settings_stop_before_anything_runs(arguments, words, monkeypatch):
     assert words in result.output
 
 
+@pytest.mark.parametrize(("error", "status"), [(KeyError("a bug"), None), (OSError("gone"), 1)])
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, error, status):
+    import derm_rl.reproduce
+
+    monkeypatch.setattr(derm_rl.reproduce, "run", lambda *a, **k: (_ for _ in ()).throw(error))
+    result = CliRunner().invoke(app, ["reproduce", "--preset", "smoke"])
+    if status is None:
+        assert result.exception is error
+    else:
+        assert result.exit_code == status and result.output == "derm-rl: gone\n"
+
+
+def test_results_that_cannot_be_written_are_one_line(monkeypatch, tmp_path):
+    from derm_rl import paths
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "file")
+    for command in (["reproduce"], ["captions", "read-batch", "x", "--requests", "y"]):
+        teacher = ["--set=captions.teacher=vllm:m"]
+        result = CliRunner().invoke(app, [*command, "-p", "smoke", *teacher])
+        assert result.exit_code == 1
+        (line,) = result.output.strip().splitlines()[-1:]
+        assert line.startswith(f"derm-rl: {tmp_path / 'file'}") and "Traceback" not in line
+
+
+def test_figures_of_nothing_fail_and_say_what_to_run(runs):
+    result = CliRunner().invoke(app, ["figures", "-p", "smoke", "--set", "seed=1"])
+    assert result.exit_code == 1
+    assert "no figure was drawn. Run derm-rl reproduce --preset smoke --set seed=1" in result.output
+
+
 def test_presets_are_listed_and_shown():
     assert "ham10000" in CliRunner().invoke(app, ["presets"]).output
     shown = CliRunner().invoke(app, ["presets", "--show", "demo"], env={"COLUMNS": "160"}).output
@@ -64,6 +95,16 @@ def test_a_missing_result_is_a_message_not_a_traceback(monkeypatch):
     assert result.exit_code == 1 and "derm-rl: run notebook 03" in result.output
 
 
+def test_captions_estimate_measures_and_writes_nothing(runs, monkeypatch):
+    from derm_rl.captions import store
+
+    monkeypatch.setattr(store, "encode", lambda *_: pytest.fail("an image was prepared"))
+    model = ["--set=captions.teacher=vllm:some-model", "--set=captions.images=300"]
+    found = CliRunner().invoke(app, ["captions", "estimate", "-p", "smoke", *model])
+    assert found.exit_code == 0 and "requests to ask (0 answered already)" in found.output
+    assert not runs.exists()
+
+
 def test_captions_estimate_asks_nothing_and_prices_a_model(runs):
     small = [f"--set=captions.{x}" for x in ("images=8", "image_size=48", "measured_size=48")]
     found = CliRunner().invoke(app, ["captions", "estimate", "-p", "smoke", *small])
@@ -77,7 +118,7 @@ def test_captions_batches_go_out_and_come_back(runs, tmp_path):
     small = [f"--set=captions.{x}" for x in ("images=4", "image_size=48", "measured_size=48")]
     target = tmp_path / "batch" / "requests.jsonl"
     refused = CliRunner().invoke(app, ["captions", "write-batch", str(target), "-p", "smoke"])
-    assert refused.exit_code == 1 and "captions.teacher is measured" in refused.output
+    assert refused.exit_code == 2 and "captions.teacher is measured" in refused.output
     model = [*small, "--set=captions.teacher=vllm:some-model"]
     written = CliRunner().invoke(
         app, ["captions", "write-batch", str(target), "-p", "smoke", *model]

@@ -43,6 +43,47 @@ def test_a_wrong_override_is_named(override, words):
         assert word in str(error.value)
 
 
+def test_a_fault_of_a_whole_section_names_its_key_and_shows_no_other():
+    with pytest.raises(config.ConfigError) as error:
+        config.load("smoke", ["captions.teacher=foo"])
+    assert str(error.value).endswith(
+        "captions.teacher: expected measured or provider:model, got 'foo'"
+    )
+    assert len(str(error.value)) < 150
+
+
+BROKEN = {
+    "unclosed": b"a: [",
+    "list": b"- a\n- b\n",
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "latin1": "description: Läsion".encode("latin-1"),
+    "utf16": "description: a".encode("utf-16"),
+    "twice": b"description: a\nseed: 1\nseed: 2\n",
+    "nested_twice": b"data: {images: 1, images: 2}\n",
+    "date": b"seed: 2024-13-45\n",
+    "deep": b"[" * 1000,
+    "numbers": b"1: 2\n",
+    "incomplete": b"description: only that\n",
+}
+
+
+def test_broken_presets_are_named_and_do_not_hide_the_others(tmp_path, monkeypatch):
+    (tmp_path / "smoke.yaml").write_bytes((paths.PARAMS / "smoke.yaml").read_bytes())
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    for name, content in BROKEN.items():
+        (tmp_path / f"{name}.yaml").write_bytes(content)
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "dangling.yaml").symlink_to(tmp_path / "nowhere")
+    found = config.presets()
+    assert not found.pop("smoke").startswith("broken")
+    assert set(found) == {*BROKEN, "folder", "dangling"}
+    for name, said in found.items():
+        assert said.startswith("broken: ") and f"{name}.yaml" in said
+        with pytest.raises(config.ConfigError, match=rf"{name}\.yaml"):
+            config.load(name)
+
+
 def test_an_unknown_preset_or_key_in_the_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(config.ConfigError, match="did you mean 'smoke'"):
         config.load("smok")

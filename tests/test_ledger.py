@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from fault_server import question
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derm_rl.captions import ledger as ledger_module
 from derm_rl.captions.ledger import Entry, Ledger, LedgerError, key, merge
 from derm_rl.captions.ledger_rows import STATUSES, better, from_row, to_row
 from derm_rl.captions.schema import Answer, Prompt, Reply
@@ -315,6 +317,44 @@ def test_files_that_are_no_ledgers_are_refused(tmp_path):
         Ledger(tmp_path / "new")
     with pytest.raises(ValueError, match="claim_seconds"):
         Ledger(tmp_path / "x", claim_seconds=0)
+
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LedgerError, match="folder: .*it is a folder"):
+        Ledger(tmp_path / "folder")
+    with sqlite3.connect(tmp_path / "namesake") as db:
+        db.execute("CREATE TABLE replies (x)")
+    before = (tmp_path / "namesake").read_bytes()
+    with pytest.raises(LedgerError, match="not a ledger; found tables replies"):
+        Ledger(tmp_path / "namesake")
+    db.close()
+    assert (tmp_path / "namesake").read_bytes() == before  # its journal's mode included
+
+
+HOLDER = """
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_who_holds_a_locked_ledger_is_said(tmp_path, monkeypatch, new):
+    monkeypatch.setattr(ledger_module, "_LOCK_SECONDS", 0.2)
+    path = tmp_path / "ledger.sqlite"
+    if not new:
+        Ledger(path).close()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(LedgerError, match=r"ledger\.sqlite: still locked") as error:
+            Ledger(path).store("k", "t", OK)
+    finally:
+        holder.kill()
+        holder.communicate()
+    if Path("/proc/locks").is_file():
+        assert f"process {holder.pid} (" in str(error.value)
 
 
 def filled(path, *entries):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from derm_rl import config, dependencies, masking, paths
-from derm_rl.execute import Papermill
+from derm_rl.execute import Papermill, _failure
 from derm_rl.reproduce import ReproduceError, Stage, run
 
 STAGES = (Stage("01_data"), Stage("02_reward_classifier", ("01_data",)))
@@ -227,6 +227,9 @@ def test_mistakes_are_found_before_anything_runs(project):
     write_notebook(project, "02_reward_classifier", "1", "preset = 'smoke'\nepochs = 3")
     with pytest.raises(ReproduceError, match="must define exactly preset, overrides, data_root"):
         go(project)
+    (project / "02_reward_classifier.ipynb").write_text('{"cells": [')
+    with pytest.raises(ReproduceError, match=r"02_reward_classifier\.ipynb: not a notebook"):
+        go(project)
     assert not (paths.RUNS / "smoke").exists()
 
 
@@ -364,6 +367,44 @@ def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path
         time.sleep(0.1)
     assert not running
     assert not list((tmp_path / "runs").rglob("reproduced.json"))
+
+
+WORKERS = """
+import os, signal, time
+from joblib import Parallel, delayed
+pids = Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(4))
+open({file!r}, "w").write(" ".join(map(str, {{os.getpid(), *pids}})))
+os.kill({victim}, signal.SIGKILL)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("victim", ["os.getpid()", "os.getppid()"])  # the kernel; its runner
+def test_a_killed_notebook_ends_with_its_workers_and_names_the_cell(project, tmp_path, victim):
+    file = tmp_path / "pids"
+    write_notebook(project, "01_data", WORKERS.format(file=str(file), victim=victim))
+    began = time.monotonic()
+    with pytest.raises(ReproduceError) as error:
+        Papermill().execute(
+            project / "01_data.ipynb",
+            tmp_path / "copy.ipynb",
+            {"preset": "smoke", "overrides": [], "data_root": ""},
+        )
+    assert time.monotonic() - began < 60  # idle workers hold what they inherited for 300 s
+    text = str(error.value)
+    assert "01_data.ipynb failed in cell 4 (import os, signal, time)" in text
+    assert "killed" in text and "memory" in text and "GB" in text
+    deadline = time.monotonic() + 10
+    pids = [int(pid) for pid in file.read_text().split()]
+    while any(map(_runs, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(pids) > 1 and not any(map(_runs, pids))
+
+
+def test_a_copy_that_is_only_a_part_does_not_hide_the_failure(tmp_path):
+    (tmp_path / "copy.ipynb").write_text('{"cells": [')
+    text = _failure("01_data", tmp_path / "copy.ipynb", "No such kernel", 1)
+    assert text.startswith("01_data.ipynb could not be executed: No such kernel")
 
 
 def test_an_executed_copy_keeps_the_last_state_of_a_progress_bar_and_no_key(

@@ -3,6 +3,10 @@
 import dataclasses
 import errno
 import io
+import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from train_tiny import brightness, task_of
 
 from derm_rl import config, dependencies, pipeline, prompts, training
 from derm_rl.ddpo import trainer
+from derm_rl.errors import FileError
 from derm_rl.finetune import examples
 from derm_rl.finetune import train as finetune
 from derm_rl.training import load_checkpoint, previous, save_checkpoint
@@ -102,6 +107,25 @@ def test_a_torn_or_foreign_checkpoint_is_said_and_not_used(
         progress=False,
     )
     assert "unreadable checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "holds a list"),
+        (torch.zeros(3), "holds a Tensor"),
+        ({"belongs_to": "mine", "epoch": 5}, "lacks rows"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_said_and_the_one_before_used(
+    tmp_path, capsys, content, said
+):
+    path = tmp_path / "checkpoint.pt"
+    for epoch in (1, 2):
+        save_checkpoint(path, {"epoch": epoch, "rows": []}, "mine")
+    torch.save(content, path)
+    assert load_checkpoint(path, "mine", ("epoch", "rows"))["epoch"] == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_torn_checkpoint_never_takes_the_place_of_the_one_before(tmp_path, capsys):
@@ -275,6 +299,64 @@ def test_a_pipeline_goes_through_plain_diffusers(tiny_pipeline_folder, tmp_path)
         for pipe in (ours, plain)
     ]  # fmt: skip
     assert torch.equal(*made) and made[0].shape == (1, 3, 16, 16)
+
+
+def test_plain_diffusers_loads_a_saved_pipeline_in_a_fresh_process(tiny_pipeline_folder):
+    """Of the package only `import derm_rl` is needed, which loads nothing heavy; and quietly."""
+    code = (
+        "import sys, derm_rl\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules\n"
+        "from diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(tiny_pipeline_folder)!r})\n"
+        "import derm_rl.pipeline\n"
+        "assert type(pipe.vae) is derm_rl.pipeline.PatchAutoencoder\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Expected types" not in done.stderr and "torchvision" not in done.stderr
+
+
+def scheduled(folder, target, **config):
+    """A copy of a pipeline whose scheduler is described by ``config`` alone."""
+    shutil.copytree(folder, target)
+    index = json.loads((target / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", config["_class_name"]]
+    (target / "model_index.json").write_text(json.dumps(index))
+    (target / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return pipeline.load(target).scheduler.config
+
+
+def test_what_a_scheduler_does_not_state_is_its_own_default(tiny_pipeline_folder, tmp_path):
+    stated = {"num_train_timesteps": 1000, "steps_offset": 1, "beta_schedule": "scaled_linear"}
+    # Stable Diffusion 1.5's scheduler knows no clipping, and ends at its own first alpha.
+    found = scheduled(tiny_pipeline_folder, tmp_path / "a", _class_name="PNDMScheduler", **stated)
+    assert found.clip_sample is False and found.set_alpha_to_one is False
+    # Diffusers never clips latents: an unstated value of a class that would is switched off.
+    found = scheduled(tiny_pipeline_folder, tmp_path / "b", _class_name="DDIMScheduler", **stated)
+    assert found.clip_sample is False and found.set_alpha_to_one is True
+    name = "EulerDiscreteScheduler"
+    found = scheduled(tiny_pipeline_folder, tmp_path / "c", _class_name=name, steps_offset=1)
+    assert found.clip_sample is False and found.timestep_spacing == "linspace"
+    found = scheduled(tiny_pipeline_folder, tmp_path / "d", _class_name="LCMScheduler")
+    assert found.beta_schedule == "scaled_linear" and found.beta_end == 0.012
+
+
+def test_a_damaged_pipeline_names_its_file(tiny_pipeline_folder, tmp_path):
+    for number, (name, content) in enumerate(
+        {
+            "unet/diffusion_pytorch_model.safetensors": None,
+            "vae/config.json": b"{",
+            "text_encoder/model.safetensors": b"",
+            "model_index.json": b"[]",
+        }.items()
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(tiny_pipeline_folder, folder)
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+        with pytest.raises(FileError) as error:
+            pipeline.load(folder)
+        assert str(folder / name if name != "model_index.json" else folder) in str(error.value)
 
 
 def test_another_image_size_is_saved_with_the_pipeline(tiny_pipeline_folder, tmp_path):

@@ -26,6 +26,7 @@ from derm_rl.captions.ledger_rows import FINAL, STATUSES
 from derm_rl.captions.outcome import filtered
 from derm_rl.captions.providers import ProviderTeacher
 from derm_rl.captions.schema import Reply
+from derm_rl.errors import Mendable
 from derm_rl.io import atomic_path
 from derm_rl.masking import mask
 
@@ -34,7 +35,7 @@ MAX_BYTES = 200_000_000  # the limits of OpenAI's batch API
 ENDPOINT = "/v1/chat/completions"
 
 
-class BatchError(ValueError):
+class BatchError(Mendable, ValueError):
     """A file that is not in the batch format; the message names file and line."""
 
 

@@ -31,13 +31,14 @@ from derm_rl.captions.export_images import Load, loader
 from derm_rl.captions.export_parquet import inert_rows, parse_findings, write_splits
 from derm_rl.captions.schema import PAIR_COLUMNS
 from derm_rl.data import licences
+from derm_rl.errors import Mendable
 from derm_rl.io import atomic_dir, write_csv, write_json
 
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 _ORDER = ["image_id", "conversation", "turn", "pair_id"]
 
 
-class ExportError(ValueError):
+class ExportError(Mendable, ValueError):
     """A release that cannot be made; the message names the column or the pairs."""
 
 

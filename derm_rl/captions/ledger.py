@@ -23,7 +23,8 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from derm_rl.captions.ledger_rows import (
@@ -37,6 +38,7 @@ from derm_rl.captions.ledger_rows import (
     to_row,
 )
 from derm_rl.captions.schema import Reply
+from derm_rl.errors import DiskFull, full_disk, nearly_full, says_full
 
 __all__ = ["Entry", "Ledger", "LedgerError", "key", "merge"]
 _SCHEMA = """
@@ -52,7 +54,7 @@ CREATE INDEX IF NOT EXISTS claims_of_owner ON claims (owner);
 _SELECT = f"SELECT {','.join(COLUMNS)} FROM replies"
 _VERSION = 1  # PRAGMA user_version
 _BLOCK = 2000  # rows a transaction, and keys a query
-_LOCK_SECONDS = 60
+_LOCK_SECONDS = 15  # a transaction takes milliseconds: who holds the file for longer keeps it
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
@@ -72,11 +74,65 @@ def _use_wal(db: sqlite3.Connection) -> None:
             db.execute("PRAGMA journal_mode=WAL")
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """What SQLite refuses, as an error that names the file and what to do.
+
+    Raises:
+        LedgerError, DiskFull: instead of SQLite's own.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        said = str(error)
+        if says_full(error) or ("disk I/O" in said and nearly_full(path)):
+            raise DiskFull(full_disk(path)) from error
+        if "locked" in said or "busy" in said:
+            holders = ", ".join(_holders(path)) or "a process that cannot be seen from here"
+            raise LedgerError(
+                f"{path}: still locked after {_LOCK_SECONDS} s by {holders}; wait for it or end "
+                "it, then run the same again"
+            ) from error
+        if path.is_dir():
+            said = "it is a folder"
+        elif isinstance(error, sqlite3.OperationalError) and "no such" not in said:
+            raise LedgerError(
+                f"{path}: cannot be opened or written ({said}); get the right to the file and its "
+                "folder"
+            ) from error
+        raise LedgerError(f"{path}: not a ledger ({said}); move it away") from error
+
+
+def _holders(path: Path) -> list[str]:
+    """Processes that hold a lock on a database or its companions, as far as Linux tells."""
+    import psutil
+
+    files = [path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")]
+    inodes = {str(file.stat().st_ino) for file in files if file.exists()}
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return []
+    # "1: POSIX ADVISORY WRITE 1234 08:01:5678 0 EOF"; "->" marks one that waits. Whoever has the
+    # file open holds a lock for reading.
+    mine = [x for x in locks if "->" not in x and x[5].rpartition(":")[2] in inodes]
+    writes = [x for x in mine if x[3] == "WRITE"] or mine
+    found = []
+    for pid in sorted({int(x[4]) for x in writes}):
+        try:
+            command = " ".join(psutil.Process(pid).cmdline())[:80]
+        except psutil.Error:
+            command = "which has ended or is another user's"
+        found.append(f"process {pid} ({command})")
+    return found
+
+
 class Ledger:
     """An open ledger; creates the file. One may be shared by threads, or each open its own.
 
     Raises:
-        LedgerError: the file is not a ledger, or one of a newer version.
+        LedgerError: the file is not a ledger, is one of a newer version, or stays locked; every
+            method may raise it, too.
     """
 
     def __init__(self, path: str | Path, claim_seconds: float = 120.0) -> None:
@@ -93,28 +149,37 @@ class Ledger:
         self.owner = uuid.uuid4().hex
         self._host = f"{socket.gethostname()}/{psutil.boot_time():.0f}"
         self._pid, self._born = os.getpid(), psutil.Process().create_time()
-        self._db = sqlite3.connect(
-            self.path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            _use_wal(self._db)
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise LedgerError(f"{self.path}: ledger version {version}, newer than this program")
-            if version < _VERSION:
-                self._create()
-        except sqlite3.OperationalError as error:
-            self._db.close()
-            raise LedgerError(f"{self.path}: cannot be opened ({error}); is it in use?") from error
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise LedgerError(f"{self.path}: not a ledger ({error})") from error
+        with explained(self.path):
+            self._db = sqlite3.connect(
+                self.path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._check()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _check(self) -> None:
+        """Refuse what is not ours before anything is written to it, its journal's mode included."""
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master")}
+        columns = {row[1] for row in self._db.execute("PRAGMA table_info(replies)")}
+        if (tables or version) and not columns.issuperset(COLUMNS):
+            raise LedgerError(
+                f"{self.path}: a database, but not a ledger; found tables "
+                f"{', '.join(sorted(tables)) or 'none'}; move it away"
+            )
+        if version > _VERSION:
+            raise LedgerError(
+                f"{self.path}: ledger version {version}, newer than this program's {_VERSION}; "
+                "update the program"
+            )
+        _use_wal(self._db)
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        if version < _VERSION:
+            self._create()
 
     def _create(self) -> None:
-        tables = {r[0] for r in self._db.execute("SELECT name FROM sqlite_master")}
-        if tables and "replies" not in tables:
-            raise LedgerError(f"{self.path}: a database, but not a ledger; found tables {tables}")
         with self._transaction() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
@@ -126,7 +191,11 @@ class Ledger:
         return self._db
 
     def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection(), self._lock)
+        return _Transaction(self._connection(), self._lock, self.path)
+
+    def _rows(self, query: str, values: Sequence[str] = ()) -> list[tuple]:
+        with self._lock, explained(self.path):
+            return self._connection().execute(query, values).fetchall()
 
     def close(self) -> None:
         """Release this worker's claims and close the file."""
@@ -155,9 +224,7 @@ class Ledger:
             block = wanted[start : start + _BLOCK]
             marks = ",".join("?" * len(block))
             query = f"{_SELECT} WHERE key IN ({marks})"
-            with self._lock:
-                rows = self._connection().execute(query, block).fetchall()
-            found |= {row[0]: from_row(row) for row in rows}
+            found |= {row[0]: from_row(row) for row in self._rows(query, block)}
         return found
 
     def __iter__(self) -> Iterator[Entry]:
@@ -165,22 +232,18 @@ class Ledger:
         last = ""
         query = f"{_SELECT} WHERE key > ? ORDER BY key LIMIT {_BLOCK}"
         while True:
-            with self._lock:
-                rows = self._connection().execute(query, (last,)).fetchall()
+            rows = self._rows(query, (last,))
             if not rows:
                 return
             yield from map(from_row, rows)
             last = rows[-1][0]
 
     def __len__(self) -> int:
-        with self._lock:
-            return self._connection().execute("SELECT count(*) FROM replies").fetchone()[0]
+        return self._rows("SELECT count(*) FROM replies")[0][0]
 
     def counts(self) -> dict[str, int]:
         """Number of rows of each of STATUSES."""
-        with self._lock:
-            query = "SELECT status, count(*) FROM replies GROUP BY status"
-            found = dict(self._connection().execute(query).fetchall())
+        found = dict(self._rows("SELECT status, count(*) FROM replies GROUP BY status"))
         return {status: found.get(status, 0) for status in STATUSES}
 
     # ------------------------------------------------------------------------------ writing
@@ -283,21 +346,28 @@ class Ledger:
 class _Transaction:
     """BEGIN IMMEDIATE … COMMIT: two writers queue at the start instead of failing at the end."""
 
-    def __init__(self, db: sqlite3.Connection, lock: threading.RLock) -> None:
-        self.db, self.lock = db, lock
+    def __init__(self, db: sqlite3.Connection, lock: threading.RLock, path: Path) -> None:
+        self.db, self.lock, self.path = db, lock, path
 
     def __enter__(self) -> sqlite3.Connection:
         self.lock.acquire()
         try:
-            self.db.execute("BEGIN IMMEDIATE")
+            with explained(self.path):
+                self.db.execute("BEGIN IMMEDIATE")
         except BaseException:
             self.lock.release()
             raise
         return self.db
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
         try:
-            self.db.execute("COMMIT" if kind is None else "ROLLBACK")
+            with explained(self.path):
+                if kind is None:
+                    self.db.execute("COMMIT")
+                elif self.db.in_transaction:  # SQLite has ended it itself where the disk is full
+                    self.db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise error
         finally:
             self.lock.release()
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from derm_rl.captions.schema import Answer, Reply, Request, Teacher
+from derm_rl.errors import Mendable
 from derm_rl.masking import mask
 
 FINAL = ("ok", "blocked", "invalid", "truncated")  # never asked again
@@ -23,7 +24,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class LedgerError(RuntimeError):
+class LedgerError(Mendable, RuntimeError):
     """A file that is not a ledger, or a row that cannot be one."""
 
 
@@ -120,13 +121,21 @@ def to_row(entry: Entry) -> tuple[Any, ...]:
 
 
 def from_row(row: tuple[Any, ...]) -> Entry:
-    """Inverse of :func:`to_row`."""
+    """Inverse of :func:`to_row`.
+
+    Raises:
+        LedgerError: the row is damaged.
+    """
     (name, teacher, status, answer, raw, reason, tokens_in, tokens_out, cost, latency, attempts,
      finished) = row  # fmt: skip
+    try:
+        found = None if answer is None else Answer.model_validate_json(_text(answer))
+        tried = tuple(json.loads(attempts))
+    except (ValueError, TypeError) as error:
+        raise LedgerError(f"ledger row {name} is damaged: {error}") from error
     reply = Reply(
-        status, None if answer is None else Answer.model_validate_json(_text(answer)), _text(raw),
-        _text(reason), tokens_in, tokens_out, cost, latency, tuple(json.loads(attempts)),
-    )  # fmt: skip
+        status, found, _text(raw), _text(reason), tokens_in, tokens_out, cost, latency, tried
+    )
     return Entry(name, _text(teacher), reply, finished)
 
 

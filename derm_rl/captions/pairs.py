@@ -25,6 +25,8 @@ from derm_rl.captions.prompting import present, render
 from derm_rl.captions.runner import Estimate, Summary, ask_all, estimate, replay
 from derm_rl.captions.schema import PAIR_COLUMNS, Question, Reply, Request, Teacher
 from derm_rl.captions.store import Store, Stored
+from derm_rl.config import ConfigError
+from derm_rl.errors import Mendable
 from derm_rl.io import atomic_path, write_csv
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ _BATCH = 4096  # rows that are held as Python objects
 NO_PROPOSALS = pd.DataFrame(columns=PROPOSED)
 
 
-class UnfinishedError(RuntimeError):
+class UnfinishedError(Mendable, RuntimeError):
     """Asking stopped before all was asked; what was answered is in the ledger."""
 
 
@@ -338,10 +340,10 @@ def provider(config: Config) -> Any:
     """The language model that a preset names.
 
     Raises:
-        ValueError: it names the rule-based teacher, which needs no batches.
+        ConfigError: it names the rule-based teacher, which needs no batches.
     """
     if config.captions.teacher == "measured":
-        raise ValueError(
+        raise ConfigError(
             "captions.teacher is measured, the rule-based teacher, which answers at once; name a "
             "model, e.g. --set captions.teacher=openai:gpt-4o"
         )
@@ -349,14 +351,16 @@ def provider(config: Config) -> Any:
 
 
 def dry_run(config: Config, price: tuple[float, float] | None = None) -> Estimate:
-    """What asking a preset's questions would take, without asking; images are prepared.
+    """What asking a preset's questions would take, without asking, measuring or writing anything.
+
+    Images that no run has prepared yet count as unanswered, and as square.
 
     Args:
         price: US dollars per million input and output tokens; default: what is known of the model.
     """
     teacher = load_teacher(config)
-    config.stage_dir(STAGE).mkdir(parents=True, exist_ok=True)
-    frame, images = sources.prepare(config)
+    frame, _ = sources.read(config, verify=False)
+    images = sources.prepared(config, frame)
     if teacher.name == "measured":
         price = price or (0.0, 0.0)
     elif price is None:
@@ -364,5 +368,7 @@ def dry_run(config: Config, price: tuple[float, float] | None = None) -> Estimat
 
         price = model_price(teacher.name)
     asked = conversations(frame, images, plan(config, frame, NO_PROPOSALS))
+    if not ledger_path(config).is_file():
+        return estimate(asked, price)
     with Ledger(ledger_path(config)) as ledger:
         return estimate(asked, price, teacher=teacher, ledger=ledger)

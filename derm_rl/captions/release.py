@@ -183,7 +183,7 @@ def validate(folder: Path) -> dict[str, Any]:
     datasets.disable_progress_bars()
     # In memory-mapped files beside the release, not in a cache of the user's home.
     cache = folder.parent / "cache"
-    opened = datasets.load_dataset(str(folder), cache_dir=str(cache))
+    opened = datasets.load_dataset(str(folder), cache_dir=str(cache), trust_remote_code=False)
     sizes = {name: len(part) for name, part in opened.items()}
     if empty := [name for name, size in sizes.items() if not size]:
         raise ValueError(f"{folder}: no pairs in split {', '.join(empty)}")

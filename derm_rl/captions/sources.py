@@ -33,8 +33,10 @@ def folder_of(config: Config, name: str) -> Path | None:
     return next((p for p in places if p.is_dir()), places[0])
 
 
-def read(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(config: Config, verify: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table of the images of all sources, by id, and what was left out (image_id, reason).
+
+    ``verify`` decodes every image; without it a damaged one is not found.
 
     Raises:
         TableError: a source cannot be read, or two sources share an image id.
@@ -48,6 +50,7 @@ def read(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
             on_error=settings.on_error,
             images=settings.images,
             seed=seed,
+            verify=verify,
         )
         frames.append(frame)
         left_out.append(excluded)
@@ -75,6 +78,13 @@ def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]
         progress=progress, others=others,
     )  # fmt: skip
     return frame, images
+
+
+def prepared(config: Config, frame: pd.DataFrame) -> Store:
+    """What earlier runs of a preset have encoded and measured, under any overrides; no more."""
+    settings = config.captions
+    folders = (paths.RUNS / config.name).glob(f"{STAGE}*/parts")
+    return store.prepared(frame, sorted(folders), settings.image_size, settings.measured_size)
 
 
 def load(config: Config) -> tuple[pd.DataFrame, Store]:

@@ -39,14 +39,19 @@ class Stored:
 
     image_id: str
     image: bytes
-    measurements: Measurements
+    measurements: Measurements | None
 
 
 class Store:
-    """The parts of :func:`prepare`, read as they are needed; the last few stay in memory."""
+    """The parts of :func:`prepare`, read as they are needed; the last few stay in memory.
 
-    def __init__(self, parts: Sequence[Path], image_ids: Sequence[str]) -> None:
-        self.parts = list(parts)
+    Where a part is None, ``blank`` stands for each of its images.
+    """
+
+    def __init__(
+        self, parts: Sequence[Path | None], image_ids: Sequence[str], blank: bytes = b""
+    ) -> None:
+        self.parts, self.blank = list(parts), blank
         self._part_of = {name: i // PART for i, name in enumerate(image_ids)}
         self._read = lru_cache(maxsize=4)(_read_part)
 
@@ -60,7 +65,8 @@ class Store:
     def __getitem__(self, image_id: str) -> Stored:
         if image_id not in self._part_of:
             raise KeyError(f"no image {image_id!r} among the {len(self)} that were prepared")
-        return self._read(self.parts[self._part_of[image_id]])[image_id]
+        part = self.parts[self._part_of[image_id]]
+        return self._read(part)[image_id] if part else Stored(image_id, self.blank, None)
 
     def image(self, image_id: str) -> bytes:
         """The encoded image: for a release and for readers."""
@@ -105,10 +111,7 @@ def prepare(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = [frame.iloc[i : i + PART] for i in range(0, len(frame), PART)]
-    facts = {"image_size": image_size, "measured_size": measured_size}
-    facts |= {"code": dependencies.code("derm_rl.captions.store")}
-    names = [f"{i:05d}-{_identity(b, facts)}.parquet" for i, b in enumerate(blocks)]
+    blocks, names = _named(frame, image_size, measured_size)
     parts, others = [folder / name for name in names], list(others)
     todo = [(b, p) for b, p in zip(blocks, parts, strict=True) if not _there(p, others)]
     jobs = effective_n_jobs(workers or -1) if len(todo) > 2 else 1
@@ -128,6 +131,32 @@ def prepare(
     for old in set(folder.glob("*.parquet")) - set(parts):  # now that nobody needs them
         old.unlink(missing_ok=True)
     return Store(parts, frame["image_id"].tolist())
+
+
+def prepared(
+    frame: pd.DataFrame, folders: Sequence[Path], image_size: int, measured_size: int
+) -> Store:
+    """The parts that :func:`prepare` has left in any of ``folders``; nothing is made.
+
+    An image that is in none is a blank square, for what only counts requests and tokens.
+    """
+    from PIL import Image
+
+    _, names = _named(frame, image_size, measured_size)
+    places = [[folder / name for folder in folders] for name in names]
+    parts = [next((p for p in found if p.is_file()), None) for found in places]
+    blank = encoded(Image.new("RGB", (image_size, image_size)), "PNG")
+    return Store(parts, frame["image_id"].tolist(), blank)
+
+
+def _named(
+    frame: pd.DataFrame, image_size: int, measured_size: int
+) -> tuple[list[pd.DataFrame], list[str]]:
+    """Blocks of rows, and the names of their parts."""
+    blocks = [frame.iloc[i : i + PART] for i in range(0, len(frame), PART)]
+    facts = {"image_size": image_size, "measured_size": measured_size}
+    facts |= {"code": dependencies.code("derm_rl.captions.store")}
+    return blocks, [f"{i:05d}-{_identity(b, facts)}.parquet" for i, b in enumerate(blocks)]
 
 
 def _identity(block: pd.DataFrame, facts: Mapping[str, Any]) -> str:
@@ -190,7 +219,14 @@ def _write_part(
     for address in addresses:
         content, image = encode(address, image_size)
         images.append(content)
-        measured.append(dumps(measure(np.asarray(_shrunk(image, size)))))
+        shown = _shrunk(image, size)
+        if min(shown.size) < MIN_SIDE:  # of a narrow strip, though the file has enough
+            raise table.TableError(
+                f"image {address}: {image.width} × {image.height} pixels, "
+                f"{shown.width} × {shown.height} as it is measured; {MIN_SIDE} a side are "
+                "needed. Leave it out of the source"
+            )
+        measured.append(dumps(measure(np.asarray(shown))))
     columns = {"image_id": list(image_ids), "image": images, "measurements": measured}
     kinds = pa.schema({"image_id": pa.string(), "image": pa.binary(), "measurements": pa.string()})
     with atomic_path(path) as temporary:

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from derm_rl.errors import Mendable
 from derm_rl.io import read_json, write_json
 
 VERDICTS = ("accept", "edit", "reject")
@@ -41,7 +42,7 @@ WAIT = 10  # seconds for another window to finish a line
 Drafts = dict[str, dict[str, list[str]]]  # pair -> "answer" or "note" -> texts, latest last
 
 
-class ReviewError(ValueError):
+class ReviewError(Mendable, ValueError):
     """A verdict or a file of verdicts that cannot be used; the message names it."""
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from derm_rl.errors import FileError
+from derm_rl.io import loading
 from derm_rl.paths import model_folder
 
 if TYPE_CHECKING:
@@ -21,20 +23,6 @@ MODEL_TYPES = {
     "convnext": "convnext",
     "efficientnet-b0": "efficientnet",
 }
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No progress bar of transformers for reading or writing a file of a few megabytes."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def network(backbone: Backbone, label_names: Sequence[str]) -> PreTrainedModel:
@@ -110,25 +98,61 @@ def _config(backbone: Backbone, settings: dict[str, Any]) -> Any:
     )
 
 
+def load_network(model: str | Path, local: bool, **settings: Any) -> PreTrainedModel:
+    """The network of a transformers folder or hub id; with ``settings``, its head may be a new one.
+
+    Transformers prints a table of what it could not load, and goes on with random weights.
+
+    Raises:
+        FileError: it cannot be loaded, or lacks weights other than the head's.
+    """
+    from transformers import AutoModelForImageClassification
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with loading(model):
+            network, found = AutoModelForImageClassification.from_pretrained(
+                str(model),
+                local_files_only=local,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **settings,
+            )
+    finally:
+        logging.set_verbosity(verbosity)
+    lacking = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    if settings:
+        head = last_layer(network)
+        name = next(name for name, module in network.named_modules() if module is head)
+        lacking = {key for key in lacking if not key.startswith(f"{name}.")}
+    if lacking:
+        raise FileError(
+            f"classifier {model}: {len(lacking)} weights of the {network.config.model_type} are "
+            f"missing or of another shape, such as {min(lacking)}; its weights and config.json do "
+            "not belong together: restore the folder, or train it again"
+        )
+    return network
+
+
 def _pretrained(backbone: Backbone, settings: dict[str, Any]) -> PreTrainedModel:
     """The network of a folder or hub id, with a fresh head where the labels differ."""
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoConfig
 
     folder = model_folder(backbone.pretrained)
-    model = AutoModelForImageClassification.from_pretrained(
-        str(folder or backbone.pretrained),
-        ignore_mismatched_sizes=True,
-        local_files_only=folder is not None,
-        dtype=torch.float32,
-        **settings,
-    )
+    model = load_network(folder or backbone.pretrained, folder is not None, **settings)
     if model.config.model_type != MODEL_TYPES[backbone.architecture]:
         raise ValueError(
             f"pretrained classifier {backbone.pretrained} is a {model.config.model_type}, "
             f"but the preset asks for architecture {backbone.architecture!r}"
         )
     before = AutoConfig.from_pretrained(
-        str(folder or backbone.pretrained), local_files_only=folder is not None
+        str(folder or backbone.pretrained),
+        local_files_only=folder is not None,
+        trust_remote_code=False,
     )
     if before.id2label != settings["id2label"]:  # as many labels, but others
         last_layer(model).reset_parameters()

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from derm_rl.classifier.backbones import network, quietly
-from derm_rl.io import atomic_dir, read_json, write_csv, write_json
+from derm_rl.classifier.backbones import load_network, network
+from derm_rl.errors import FileError
+from derm_rl.io import atomic_dir, quietly, read_mapping, write_csv, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,28 +192,70 @@ def as_tensor(images: np.ndarray | Tensor) -> Tensor:
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> LabelClassifier:
-    """Load a classifier that :meth:`LabelClassifier.save` wrote, ready to predict."""
-    from transformers import AutoModelForImageClassification
+    """Load a classifier that :meth:`LabelClassifier.save` wrote, ready to predict.
 
+    Raises:
+        FileError: a file in it is damaged, or lacks something; names it.
+    """
     folder = Path(folder)
     if not (folder / "calibration.json").is_file():
         raise FileNotFoundError(f"classifier {folder}: this folder has no calibration.json")
-    beside = read_json(folder / "calibration.json")
-    with quietly():
-        backbone = AutoModelForImageClassification.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32
-        )
-    if backbone.config.num_labels != len(beside["label_names"]):
-        raise ValueError(
+    beside = read_beside(folder)
+    backbone = load_network(folder, local=True)
+    if backbone.config.num_labels != len(beside.label_names):
+        raise FileError(
             f"classifier {folder}: the network has {backbone.config.num_labels} outputs, but "
             f"calibration.json names {len(beside['label_names'])} labels"
         )
     model = LabelClassifier(
-        backbone, *(beside[k] for k in ("label_names", "image_size", "input_size", "mean", "std"))
+        backbone,
+        beside.label_names,
+        beside.image_size,
+        beside.input_size,
+        beside.mean,
+        beside.std,
     )
-    model.bias.copy_(torch.tensor(beside["bias"]))
-    model.temperature.copy_(torch.tensor(beside["temperature"]))
+    model.bias.copy_(torch.tensor(beside.bias))
+    model.temperature.copy_(torch.tensor(beside.temperature))
     return model.to(device).requires_grad_(False)
+
+
+class Beside(BaseModel):
+    """What ``calibration.json`` must hold."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    label_names: list[str] = Field(min_length=1)
+    image_size: int = Field(ge=1)
+    input_size: int = Field(ge=1)
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[float] = Field(min_length=3, max_length=3)
+    bias: list[float]
+    temperature: list[Annotated[float, Field(gt=0)]]
+
+
+def read_beside(folder: Path) -> Beside:
+    """The checked ``calibration.json`` of a classifier's folder.
+
+    Raises:
+        FileError: it cannot be read, or lacks something.
+    """
+    file = folder / "calibration.json"
+    try:
+        beside = Beside.model_validate(read_mapping(file))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise FileError(
+            f"{file}: {key}: {first['msg']}; restore the file, or train the classifier again"
+        ) from None
+    for key in ("bias", "temperature"):
+        if len(getattr(beside, key)) != len(beside.label_names):
+            raise FileError(
+                f"{file}: {key} has {len(getattr(beside, key))} values for "
+                f"{len(beside.label_names)} label_names; restore the file, or train again"
+            )
+    return beside
 
 
 def _readme(model: LabelClassifier, card: dict[str, Any]) -> str:

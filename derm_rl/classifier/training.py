@@ -18,7 +18,15 @@ from derm_rl import dependencies, training
 from derm_rl.classifier import calibration
 from derm_rl.classifier.augment import augment
 from derm_rl.classifier.backbones import last_layer
-from derm_rl.classifier.model import IMAGENET_MEAN, IMAGENET_STD, LabelClassifier, as_tensor, build
+from derm_rl.classifier.model import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Beside,
+    LabelClassifier,
+    as_tensor,
+    build,
+    read_beside,
+)
 from derm_rl.classifier.model import load as load_classifier
 from derm_rl.io import read_json
 from derm_rl.paths import model_folder
@@ -131,7 +139,8 @@ def _fit(
     rows: list[dict[str, Any]] = []
     best, best_state = float("inf"), copy.deepcopy(model.network.state_dict())
     model.to(memory_format=torch.channels_last)  # the same, but a third faster on CPUs
-    saved = training.load_checkpoint(_checkpoint(folder), belongs_to)
+    needs = ("network", "optimizer", "history", "best", "best_state")
+    saved = training.load_checkpoint(_checkpoint(folder), belongs_to, needs)
     if saved is not None:
         model.network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -227,11 +236,10 @@ def _raw(
     return torch.cat(parts).numpy()
 
 
-def _calibration_of(backbone: Backbone) -> dict[str, Any] | None:
+def _calibration_of(backbone: Backbone) -> Beside | None:
     """What lies beside a pretrained network that is a classifier of ours, else None."""
     folder = model_folder(backbone.pretrained) if backbone.pretrained else None
-    file = folder / "calibration.json" if folder else None
-    return read_json(file) if file and file.is_file() else None
+    return read_beside(folder) if folder and (folder / "calibration.json").is_file() else None
 
 
 def _begin_with_its_logits(model: LabelClassifier, backbone: Backbone, bias: Tensor) -> None:
@@ -241,11 +249,11 @@ def _begin_with_its_logits(model: LabelClassifier, backbone: Backbone, bias: Ten
     there are. What it is here and was not there is taken off the last layer.
     """
     before = _calibration_of(backbone)
-    if before is None or before["label_names"] != model.label_names:
+    if before is None or before.label_names != model.label_names:
         return
     own = last_layer(model.network).bias
     with torch.no_grad():
-        own += (torch.tensor(before["bias"]) - bias).to(own)
+        own += (torch.tensor(before.bias) - bias).to(own)
 
 
 def _keep_statistics(model: LabelClassifier) -> None:
@@ -267,7 +275,7 @@ def _normalization(
     if not backbone.pretrained:
         return _statistics(images, rows)
     if beside := _calibration_of(backbone):
-        return beside["mean"], beside["std"]
+        return beside.mean, beside.std
     return IMAGENET_MEAN, IMAGENET_STD
 
 

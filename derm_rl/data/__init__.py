@@ -12,7 +12,7 @@ import pandas as pd
 
 from derm_rl import prompts, provenance
 from derm_rl.data import splits, table
-from derm_rl.io import atomic_path, read_json, write_csv, write_json
+from derm_rl.io import atomic_path, read_json, reserve, write_csv, write_json
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -184,7 +184,9 @@ def _write_images(
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    reserve(path)
+    return array
 
 
 def _save(path: Path, array: np.ndarray) -> None:

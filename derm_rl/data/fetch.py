@@ -17,6 +17,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from derm_rl.data.open_access.sources import SOURCES, Source, find
+from derm_rl.errors import FileError, Mendable
+from derm_rl.io import read_yaml
 from derm_rl.prompts import near
 
 REGISTRY = Path(__file__).with_name("open_access") / "registry.yaml"
@@ -25,7 +27,7 @@ TRIES = 4  # of a connection that fails; a wrong checksum is not tried again
 _WAIT = 1.0  # seconds before the second try, doubled before each further one
 
 
-class FetchError(RuntimeError):
+class FetchError(Mendable, RuntimeError):
     """A file or registry that cannot be used; the message names it and says what to do."""
 
 
@@ -83,12 +85,11 @@ def read_registry(file: str | Path = REGISTRY) -> dict[str, Listing]:
     Raises:
         FetchError: not a registry; names the file, the source and the key.
     """
-    import yaml
-
     try:
-        raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FetchError(f"{file}: not a registry that can be read ({error})") from error
+        raw = read_yaml(file)
+    except FileError as error:
+        said = str(error).removeprefix(f"{file}: ")
+        raise FetchError(f"{file}: not a registry that can be read ({said})") from error
     if not isinstance(raw, Mapping) or not all(isinstance(k, str) for k in raw):
         raise FetchError(f"{file}: expected names of sources, each with files: {{path: …}}")
     listings = {}

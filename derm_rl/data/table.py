@@ -14,6 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from derm_rl.data import images
+from derm_rl.errors import Mendable
 from derm_rl.io import cannot_read, passing, read_csv, write_csv
 from derm_rl.prompts import ARTIFACTS, DIAGNOSES
 
@@ -43,7 +44,7 @@ _TRUTH = {"true": True, "1": True, "1.0": True, "yes": True}
 _TRUTH |= {"false": False, "0": False, "0.0": False, "no": False}
 
 
-class TableError(ValueError):
+class TableError(Mendable, ValueError):
     """A table that cannot be used; the message names the file, the column and the rows."""
 
 

@@ -113,7 +113,7 @@ def train(
         accelerator,
     )
     checkpoint = folder / "checkpoint.pt"
-    if saved := load_checkpoint(checkpoint, mine):
+    if saved := load_checkpoint(checkpoint, mine, list(state.state_dict())):
         state.load_state_dict(saved)
     policy = Policy(pipe, accelerator, task, settings)
 

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
 from derm_rl import prompts, training
-from derm_rl.io import read_json, set_aside, write_json
+from derm_rl.io import read_json, reserve, set_aside, write_json
 from derm_rl.pipeline import as_uint8, fingerprint, image_size
 
 
@@ -125,7 +125,9 @@ def _open(out: Path, shape: tuple[int, ...], belongs_to: str) -> tuple[np.ndarra
             set_aside(path, "foreign", "images for another pipeline, prompts, settings or code")
     # Before the file, or its noise would pass for images of the owner before.
     write_json(progress, {"belongs_to": belongs_to, "done": 0})
-    return np.lib.format.open_memmap(partial, "w+", np.uint8, shape), 0
+    images = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+    reserve(partial)
+    return images, 0
 
 
 def _state(progress: Path) -> tuple[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from derm_rl import paths
 from derm_rl.config import MissingArtifact
 from derm_rl.figures.alignment import apr_heatmap, attributes, before_after
 from derm_rl.figures.canvas import Picture
@@ -39,14 +40,25 @@ BY_STAGE: dict[str, tuple[Callable[[Config], Picture | None], ...]] = {
 
 
 def redraw(config: Config) -> list[Path]:
-    """Draw the figures of all finished stages; names the stages that are not, and why."""
+    """Draw the figures of all finished stages; names the stages that are not, and why.
+
+    Raises:
+        MissingArtifact: no stage is finished.
+    """
     drawn: list[Path] = []
+    missing: list[str] = []
     for stage, functions in BY_STAGE.items():
         try:
             config.require(stage)
             pictures = [function(config) for function in functions]
         except MissingArtifact as error:
             print(f"{stage} skipped: {error}")
+            missing.append(stage)
             continue
         drawn += [p.path for p in pictures if p is not None and p.path is not None]
+    if len(missing) == len(BY_STAGE):
+        raise MissingArtifact(
+            f"preset {config.name} has no finished stage under {paths.RUNS}, so no figure was "
+            f"drawn. Run {config.command()}"
+        )
     return drawn
