@@ -803,3 +803,15 @@ def test_the_filter_with_a_list_of_ones_own():
 def test_the_filter_of_an_empty_table():
     kept, left_out = licences.filter(licensed().iloc[:0])
     assert kept.empty and left_out.empty and "images" in left_out
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 15)])
+def test_an_image_too_small_to_show_anything_is_a_defect(tmp_path, size):
+    from derm_rl.captions import store
+
+    file = tmp_path / "tiny.png"
+    Image.new("RGB", size).save(file)
+    assert f"image of {size[0]} × {size[1]} pixels, 16 are needed" == layout.damage(str(file))
+    frame = pd.DataFrame({"image_id": ["a"], "path": [str(file)]})
+    with pytest.raises(TableError, match=r"tiny\.png: .* pixels"):
+        store.prepare(frame, tmp_path / "parts", 256, 256, progress=False)

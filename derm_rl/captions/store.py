@@ -142,6 +142,8 @@ def prepared(
     """
     from PIL import Image
 
+    from derm_rl.captions.export_images import encoded
+
     _, names = _named(frame, image_size, measured_size)
     places = [[folder / name for folder in folders] for name in names]
     parts = [next((p for p in found if p.is_file()), None) for found in places]
@@ -219,14 +221,7 @@ def _write_part(
     for address in addresses:
         content, image = encode(address, image_size)
         images.append(content)
-        shown = _shrunk(image, size)
-        if min(shown.size) < MIN_SIDE:  # of a narrow strip, though the file has enough
-            raise table.TableError(
-                f"image {address}: {image.width} × {image.height} pixels, "
-                f"{shown.width} × {shown.height} as it is measured; {MIN_SIDE} a side are "
-                "needed. Leave it out of the source"
-            )
-        measured.append(dumps(measure(np.asarray(shown))))
+        measured.append(dumps(measure(np.asarray(_shrunk(image, size)))))
     columns = {"image_id": list(image_ids), "image": images, "measurements": measured}
     kinds = pa.schema({"image_id": pa.string(), "image": pa.binary(), "measurements": pa.string()})
     with atomic_path(path) as temporary:

@@ -205,7 +205,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> LabelClassif
     if backbone.config.num_labels != len(beside.label_names):
         raise FileError(
             f"classifier {folder}: the network has {backbone.config.num_labels} outputs, but "
-            f"calibration.json names {len(beside['label_names'])} labels"
+            f"calibration.json names {len(beside.label_names)} labels"
         )
     model = LabelClassifier(
         backbone,
