@@ -10,34 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-# Beside what derm_rl.data.table takes for missing; matched after _words().
-_MISSING = {
-    "", "nan", "none", "null", "n/a", "na", "<na>", "unk", "unknown", "not specified",
-    "unspecified", "none identified", "other or unspecified", "not reported",
-    "prefer not to answer", "age unknown", "sex unspecified", "-", "?",
-}  # fmt: skip
+from derm_rl.data.columns import clean, folded
+
 _SEX = {"f": "female", "m": "male", "woman": "female", "man": "male"}
 _ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
-# The characters themselves, as pyarrow's expressions know no escapes of them.
-_BLANKS = "[\\x00-\\x20\\x7f\u00a0\u200b\u3000\ufeff]+"
 _LONGEST = 10_000  # characters of a cell that is still parsed
-
-
-def clean(column: pd.Series) -> pd.Series:
-    """Text without control characters and doubled blanks, NFC; missing in all its spellings."""
-    text = column.astype("string").str.normalize("NFC")
-    text = text.str.replace(_BLANKS, " ", regex=True)
-    text = text.str.strip()
-    return text.mask(_words(text).isin(_MISSING))
 
 
 def lower(column: pd.Series) -> pd.Series:
     """Clean text in lower case, without underscores: ``HEAD_OR_NECK`` is head or neck."""
-    return _words(clean(column))
-
-
-def _words(text: pd.Series) -> pd.Series:
-    return text.str.lower().str.replace("_", " ", regex=False).str.strip()
+    return folded(clean(column))
 
 
 def sexes(column: pd.Series) -> pd.Series:
@@ -48,7 +30,7 @@ def sexes(column: pd.Series) -> pd.Series:
 def tokens(column: pd.Series) -> pd.Series:
     """Metadata as text: yes and no for truth values, numbers without idle zeros, lower case."""
     text = lower(column).replace({"true": "yes", "false": "no"})
-    return text.str.replace(r"^(-?\d+)[.,]0+$", r"\1", regex=True)
+    return text.str.replace(r"^(-?\d+)(?:\.0+|,0{1,2})$", r"\1", regex=True)
 
 
 def named(ids: pd.Series, prefix: str) -> pd.Series:
@@ -79,7 +61,7 @@ def age(text: str) -> tuple[float | None, str | None, float | None]:
     """
     words = re.sub(r"\b(?:age|aged|years?|yrs?|old)\b", " ", text.lower().replace("_", " "))
     words = " ".join(words.split())
-    number = r"(\d{1,3}(?:[.,]\d+)?)"
+    number = r"(\d{1,3}(?:\.\d+|,\d{1,2})?)"  # 1,234 may be a thousand and more
     if match := re.fullmatch(number, words):
         return _years(match[1]), None, None
     if match := re.fullmatch(rf"{number} ?(?:-|–|—|to) ?{number}", words):
