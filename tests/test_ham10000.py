@@ -244,7 +244,7 @@ def test_values_of_the_wrong_kind_name_their_file_column_and_id(download):
         ham10000.read(download, on_error="exclude")
     annotations().to_csv(download / "isic2019_artifacts.csv", index=False)
     change(download, "HAM10000_metadata.csv", age=["80", "80", "old", *["50"] * 5])
-    with pytest.raises(TableError, match=rf"{IDS[2]}\): unreadable age in HAM.*metadata.csv: old; "):
+    with pytest.raises(TableError, match=rf"{IDS[2]}\): unreadable age in .*metadata.csv: old; "):
         ham10000.read(download)
     _, excluded = ham10000.read(download, on_error="exclude")
     assert excluded["image_id"].tolist() == [IDS[2]]  # as in every other reader

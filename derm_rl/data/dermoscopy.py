@@ -168,10 +168,10 @@ def annotate(
         claimed = columns.numbers(wanted.get(named, code.lower())) > 0.5
         agrees = claimed.fillna(False) == (named["diagnosis"] == code)
         named = exclusions.keep(named, agrees, f"another diagnosis in {ARTIFACT_FILE}")
-    if not checked:
+    if unchecked := [c for c in DIAGNOSES if c.lower() in wanted.all and c not in checked]:
         exclusions.notes.append(
-            f"{ARTIFACT_FILE}: no columns MEL and NV: whether it means the same diagnoses is not "
-            "checked"
+            f"{ARTIFACT_FILE}: no column {' and '.join(unchecked)}: whether it means the same "
+            "diagnosis is not checked"
         )
     kept = [c for c in ("image_id", *ARTIFACTS, "official_split") if c in named]
     frame = frame.merge(named[kept], on="image_id", how="inner")

@@ -21,8 +21,13 @@ from derm_rl.data.table import few
 
 IMAGES = ("image_1_path", "image_2_path", "image_3_path")
 SHOTS = ("image_1_shot_type", "image_2_shot_type", "image_3_shot_type")
-# Each is published as columns of one beginning that hold YES or nothing.
-FLAGS = ("textures", "body_parts", "symptoms", "other_symptoms", "race_ethnicity")
+FLAGS = {  # columns of these beginnings hold YES or nothing
+    "textures": "textures_",
+    "body_parts": "body_parts_",
+    "symptoms": "condition_symptoms_",
+    "other_symptoms": "other_symptoms_",
+}
+RATED = tuple(f"dermatologist_fitzpatrick_skin_type_label_{i}" for i in (1, 2, 3))
 CASES, LABELS = columns.known("scin", "cases"), columns.known("scin", "labels")
 
 
@@ -36,8 +41,8 @@ def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
         exclusions.listed |= set(columns.stems(cases[name]).dropna())
     named = set(cases["image_id"])
     cases = layout.one_row_each(cases, file, exclusions)
-    for name in FLAGS:
-        cases = _with_flags(cases, name, file, exclusions)
+    for name, start in FLAGS.items():
+        cases = _with_flags(cases, name, start, file, exclusions)
     said = _by_case(columns.read(label_file, LABELS, exclusions.notes), label_file)
     labelled = set(said["image_id"])
     for here, there, where in ((named, labelled, label_file), (labelled, named, file)):
@@ -100,10 +105,11 @@ def _json(weights: dict[str, float]) -> str | None:
     return json.dumps(weights, ensure_ascii=False) if weights else None
 
 
-def _with_flags(cases: pd.DataFrame, name: str, file: Path, exclusions: Exclusions) -> pd.DataFrame:
+def _with_flags(
+    cases: pd.DataFrame, name: str, start: str, file: Path, exclusions: Exclusions
+) -> pd.DataFrame:
     """``textures_flat`` and ``textures_rough_or_flaky`` set: textures "flat, rough or flaky"."""
-    (start,) = (way.rstrip("*") for way in CASES.all[name])
-    there = CASES.there(cases, name)
+    there = [c for c in cases if c.startswith(start)]
     said = cases[there].apply(values.tokens)
     odd = said.notna() & ~said.isin(["yes", "1", "no", "0"])
     texts = pd.Series([t for c in there for t in said[c][odd[c]]], dtype="string")
@@ -117,7 +123,7 @@ def _with_flags(cases: pd.DataFrame, name: str, file: Path, exclusions: Exclusio
 
 def _most_rated(said: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.Series:
     """The skin type that most dermatologists saw, if one is ahead."""
-    there = LABELS.there(said, "dermatologists_skin_type")
+    there = [name for name in RATED if name in said]
     votes, good = {}, {}
     for name in there:
         votes[name], good[name] = values.parsed(said[name], values.skin_type)

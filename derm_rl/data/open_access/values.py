@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from derm_rl.data.columns import clean, folded
+from derm_rl.data.columns import clean, each, folded
 
 _SEX = {"f": "female", "m": "male", "woman": "female", "man": "male"}
 _ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
@@ -19,25 +19,40 @@ _LONGEST = 10_000  # characters of a cell that is still parsed
 
 def lower(column: pd.Series) -> pd.Series:
     """Clean text in lower case, without underscores: ``HEAD_OR_NECK`` is head or neck."""
-    return folded(clean(column))
+    return each(column, _lower)
+
+
+def _lower(text: str) -> str | None:
+    text = clean(text)
+    return None if text is None else folded(text)
 
 
 def sexes(column: pd.Series) -> pd.Series:
     """female, male, or the text as it is."""
-    return lower(column).replace(_SEX)
+    return each(column, lambda text: _SEX.get(_lower(text), _lower(text)))
 
 
 def tokens(column: pd.Series) -> pd.Series:
     """Metadata as text: yes and no for truth values, numbers without idle zeros, lower case."""
-    text = lower(column).replace({"true": "yes", "false": "no"})
-    return text.str.replace(r"^(-?\d+)(?:\.0+|,0{1,2})$", r"\1", regex=True)
+
+    def token(text: str) -> str | None:
+        text = _lower(text)
+        words = None if text is None else {"true": "yes", "false": "no"}.get(text, text)
+        return words and re.sub(r"^(-?\d+)(?:\.0+|,0{1,2})$", r"\1", words)
+
+    return each(column, token)
 
 
 def named(ids: pd.Series, prefix: str) -> pd.Series:
     """Ids, with ``prefix`` before those that are bare numbers, as other sources use the same."""
-    text = clean(ids).str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # 17.0 of a column with gaps
-    bare = text.str.fullmatch(r"-?\d+").fillna(False)
-    return text.mask(bare, prefix + text)
+
+    def name(text: str) -> str | None:
+        text = clean(text)
+        if text is None or not (bare := re.fullmatch(r"(-?\d+)(?:\.0+)?", text)):
+            return text
+        return prefix + bare[1]  # 17.0 of a column with gaps
+
+    return each(ids, name)
 
 
 def parsed(column: pd.Series, parse: Callable[[str], Any]) -> tuple[pd.Series, pd.Series]:
@@ -130,8 +145,8 @@ def weights(text: str) -> dict[str, float]:
         good = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not isinstance(name, str) or not good or not math.isfinite(weight) or weight < 0:
             raise ValueError(f"weighted label {name!r}: {weight!r} is no weight")
-        label = lower(pd.Series([name], dtype="string"))[0]
-        if weight > 0 and not pd.isna(label):
+        label = _lower(name)
+        if weight > 0 and label is not None:
             found[label] = found.get(label, 0.0) + float(weight)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
