@@ -21,6 +21,7 @@ from rich.table import Table
 
 from derm_rl import dependencies, paths, provenance
 from derm_rl.config import FIGURES_OF_STAGE, STAGES, Config
+from derm_rl.data import NOTES
 from derm_rl.execute import PARAMETERS, Papermill, ReproduceError, check_parameters
 from derm_rl.io import atomic_path, read_json, write_json
 from derm_rl.progress import Board, PeakMemory
@@ -298,7 +299,15 @@ class _Runner:
             merged = read_json(file) | merged
         if merged and (self.ran or _stale(file, merged)):
             write_json(file, merged)
+        self._notes()
         _headline(merged)
+
+    def _notes(self) -> None:
+        """Print what the published tables lack, which their stages found."""
+        for stage in self.stages:
+            file = self.config.stage_dir(stage.name) / NOTES
+            for note in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+                print(f"{stage.name}: {note}")
 
 
 def _stale(file: Path, merged: dict[str, Any]) -> bool:

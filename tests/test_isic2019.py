@@ -150,7 +150,8 @@ def test_an_image_that_cannot_be_used(download, damage, reason):
 )
 def test_a_missing_column_or_file_is_always_an_error(download, on_error, file, column):
     pd.read_csv(download / file).drop(columns=column).to_csv(download / file, index=False)
-    with pytest.raises(TableError, match=f"{file}: missing columns {column}; found image"):
+    missing = f"{file}: column '{column.lower()}' is missing; found image"
+    with pytest.raises(TableError, match=missing):
         isic2019.read(download, on_error=on_error)
     (download / file).unlink()
     with pytest.raises(TableError, match=f"expected .*{file}"):

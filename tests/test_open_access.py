@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from derm_rl.data import licences, open_access, table
+from derm_rl.data import columns, licences, open_access, table
 from derm_rl.data.open_access import labels, layout, values
 from derm_rl.data.table import TableError
 
@@ -627,7 +627,7 @@ def test_ages_that_are_none(text):
 def test_text_is_cleaned():
     dirty = ["  Head\u00a0 or\tneck ", "e\u0301te\u0301", "a\x00b\x1b[31m"]
     dirty += ["UNK", "NONE_IDENTIFIED", " NaN", "", None, "\u200b", "皮膚"]
-    found = values.clean(pd.Series(dirty, dtype="string"))
+    found = columns.each(pd.Series(dirty, dtype="string"), columns.clean)
     assert found.tolist()[:3] == ["Head or neck", "\u00e9t\u00e9", "a b [31m"]
     assert found.isna().tolist() == [False] * 3 + [True] * 6 + [False]
     assert values.tokens(pd.Series(["TRUE", "6.0", "6.50", "-1.0", "3,0"])).tolist() == [

@@ -10,8 +10,8 @@ import pandas as pd
 from derm_rl import paths
 from derm_rl.captions import store
 from derm_rl.captions.store import Store
-from derm_rl.data import open_access, table
-from derm_rl.io import write_csv
+from derm_rl.data import NOTES, open_access, table
+from derm_rl.io import write_atomic, write_csv
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -36,12 +36,13 @@ def folder_of(config: Config, name: str) -> Path | None:
 def read(config: Config, verify: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table of the images of all sources, by id, and what was left out (image_id, reason).
 
-    ``verify`` decodes every image; without it a damaged one is not found.
+    ``verify`` decodes every image; without it a damaged one is not found. ``attrs["notes"]`` of the
+    latter says what the published tables lack.
 
     Raises:
         TableError: a source cannot be read, or two sources share an image id.
     """
-    settings, frames, left_out = config.captions, [], []
+    settings, frames, left_out, notes = config.captions, [], [], []
     for name in settings.sources:
         seed = settings.phantom_seed if name == "phantom" else config.seed
         frame, excluded = open_access.read(
@@ -54,6 +55,7 @@ def read(config: Config, verify: bool = True) -> tuple[pd.DataFrame, pd.DataFram
         )
         frames.append(frame)
         left_out.append(excluded)
+        notes += [f"{name}: {note}" for note in excluded.attrs.get("notes", [])]
     frame = pd.concat(frames, ignore_index=True)
     if (double := frame["image_id"].duplicated()).any():
         raise table.TableError(
@@ -62,13 +64,19 @@ def read(config: Config, verify: bool = True) -> tuple[pd.DataFrame, pd.DataFram
             "captions.sources, or one of the copies out of its folder and table"
         )
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
-    return frame, pd.concat(left_out, ignore_index=True)
+    excluded = pd.concat(left_out, ignore_index=True)
+    excluded.attrs["notes"] = notes
+    return frame, excluded
 
 
 def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]:
-    """The table of images, and the images encoded and measured."""
+    """The table of images, and the images encoded and measured; prints what the tables lack."""
     folder, settings = config.stage_dir(STAGE), config.captions
     frame, excluded = read(config)
+    notes = excluded.attrs["notes"]
+    for note in notes:
+        print(f"note on the tables: {note}")
+    write_atomic(folder / NOTES, "".join(f"{note}\n" for note in notes))
     table.write(folder / "images.csv", frame)
     write_csv(folder / "exclusions.csv", excluded)
     # What a run with other settings has measured of the same images need not be measured again.

@@ -12,13 +12,14 @@ import pandas as pd
 
 from derm_rl import prompts, provenance
 from derm_rl.data import splits, table
-from derm_rl.io import atomic_path, read_json, reserve, write_csv, write_json
+from derm_rl.io import atomic_path, read_json, reserve, write_atomic, write_csv, write_json
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
 
 STAGE = "01_data"
 EXCLUSION_COLUMNS = ["image_id", "reason"]
+NOTES = "table_notes.txt"  # what the published tables lack, a line each; empty if nothing
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def prepare(config: Config, progress: bool = True) -> Path:
 
     Writes ``table.csv`` (column split; rows in order of the splits, so that a split is one slice),
     ``images.npy`` aligned with it, ``masks.npy`` (the phantom's lesions), ``vocabulary.json``,
-    ``exclusions.csv``, ``published_splits.csv`` (lesions that the splits published with the data
-    share; real data only) and ``stage.json``.
+    ``exclusions.csv``, ``table_notes.txt`` (columns that were expected and are absent or empty,
+    image files without a row), ``published_splits.csv`` (lesions that the splits published with
+    the data share; real data only) and ``stage.json``.
 
     Raises:
         TableError: the source cannot be read; see the readers, and ``data.on_error``.
@@ -91,6 +93,7 @@ def prepare(config: Config, progress: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)  # unfinished from here on
     frame, excluded = read_source(config)
+    notes = excluded.attrs.get("notes", [])
     shares = config.data.split.model_dump()
     if config.data.source != "phantom" and (config.data.images or len(frame)) < len(frame):
         frame = _subset(frame, config.data.images, config.seed)
@@ -106,6 +109,7 @@ def prepare(config: Config, progress: bool = True) -> Path:
     vocabulary = choose_vocabulary(frame, config)  # again: of the images that can be decoded
     table.write(folder / "table.csv", frame)
     write_csv(folder / "exclusions.csv", excluded)
+    write_atomic(folder / NOTES, "".join(f"{note}\n" for note in notes))
     write_json(
         folder / "vocabulary.json",
         {
@@ -117,7 +121,7 @@ def prepare(config: Config, progress: bool = True) -> Path:
     if "official_split" in frame:
         write_csv(folder / "published_splits.csv", splits.shared_lesions(frame))
     provenance.stamp(config, STAGE, images=len(frame), excluded=len(excluded))
-    _report(config, folder, vocabulary, excluded)
+    _report(config, folder, vocabulary, excluded, notes)
     return folder
 
 
@@ -258,13 +262,17 @@ def summary(dataset: Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("split")
 
 
-def _report(config: Config, folder: Path, words: Vocabulary, excluded: pd.DataFrame) -> None:
+def _report(
+    config: Config, folder: Path, words: Vocabulary, excluded: pd.DataFrame, notes: Sequence[str]
+) -> None:
     dataset = load(config)
     print(f"{config.data.source}: {len(dataset):,} images, {config.image_size} px")
     print(summary(dataset).to_string())
     for name, count in words.left_out.items():
         least = config.data.min_positives
         print(f"{name} left out: {count} images, fewer than data.min_positives={least}")
+    for note in notes:
+        print(f"note on the tables: {note}")
     if len(excluded):
         print(f"{len(excluded):,} images excluded, each named in exclusions.csv:")
         reasons = excluded["reason"]

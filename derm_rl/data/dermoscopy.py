@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import pandas as pd
 
+from derm_rl.data import columns
+from derm_rl.data.columns import SUFFIX
 from derm_rl.data.images import ENDINGS
 from derm_rl.data.table import TableError, coerce, few
-from derm_rl.io import read_csv
 from derm_rl.prompts import ARTIFACTS, DIAGNOSES
 
 OnError = Literal["raise", "exclude"]
 ARTIFACT_FILE = "isic2019_artifacts.csv"
-ARTIFACT_COLUMNS = ("image", *ARTIFACTS)
-SUFFIX = "_downsampled"  # ends some names of ISIC 2019, in files and in tables
 
 
 @dataclass
@@ -28,6 +27,8 @@ class Exclusions:
     on_error: OnError
     setting: str = "data.on_error"  # what a preset calls it, for whoever reads the error
     rows: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on the tables: what is missing for all images
+    listed: set[str] = field(default_factory=set)  # images that the tables name, left out or not
 
     def __post_init__(self) -> None:
         if self.on_error not in get_args(OnError):
@@ -50,7 +51,10 @@ class Exclusions:
         return frame[good]
 
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows, columns=["image_id", "reason"])
+        """The images left out; ``attrs["notes"]`` holds the notes on the tables."""
+        frame = pd.DataFrame(self.rows, columns=["image_id", "reason"])
+        frame.attrs["notes"] = list(dict.fromkeys(self.notes))
+        return frame
 
 
 def table_file(root: Path, *names: str) -> Path:
@@ -61,31 +65,26 @@ def table_file(root: Path, *names: str) -> Path:
     raise TableError(f"{root}: expected a file {' or '.join(names)} in this folder")
 
 
-def read_columns(file: Path, columns: Sequence[str], key: str) -> pd.DataFrame:
-    """A table as text; ``columns`` must be there. Column ``key`` becomes image_id, the first one.
-
-    Commas or tabs separate the columns, whichever the header has.
-    """
-    with open(file, encoding="utf-8-sig", errors="replace") as opened:
-        separator = "\t" if "\t" in opened.readline() else ","
-    frame = read_csv(
-        file, dtype="string", keep_default_na=False, sep=separator, encoding="utf-8-sig"
-    )
-    if missing := [c for c in columns if c not in frame]:
-        raise TableError(
-            f"{file}: missing columns {', '.join(missing)}; found {', '.join(frame.columns)}"
-        )
-    ids = frame.pop(key).str.strip().str.removesuffix(SUFFIX)
-    if (empty := ids == "").any():
-        raise TableError(f"{file}: column {key!r} is empty in lines {few(ids.index[empty] + 2)}")
-    frame.insert(0, "image_id", ids)
-    return frame
+def found(texts: pd.Series) -> str:
+    """The different texts of cells, the first few, for an error."""
+    return few([str(t)[:40] for t in texts.fillna("nothing").unique()]) or "nothing"
 
 
 def unique(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.DataFrame:
     """Leave out images with several rows: which of them is right, the file does not say."""
+    exclusions.listed |= set(frame["image_id"])
     double = frame["image_id"].duplicated(keep=False)
     return exclusions.keep(frame, ~double, f"more than one row in {file.name}")
+
+
+def note_unlisted(images: Iterable[str], root: Path, exclusions: Exclusions) -> None:
+    """Say which image files no table names: rows were lost, or a table was cut off."""
+    listed = {name.casefold() for name in exclusions.listed}
+    if alone := sorted(name for name in images if name.casefold() not in listed):
+        exclusions.notes.append(
+            f"{root.name}: {len(alone)} image files are in no row of the tables, and not used "
+            f"({few(alone)}); were rows lost?"
+        )
 
 
 def find_images(root: Path, pattern: str) -> dict[str, str]:
@@ -146,14 +145,15 @@ def annotate(
         TableError: the annotations or one of their columns are missing or hold something else
             than 0 and 1; or what ``exclusions`` does not let pass.
     """
-    file = root / ARTIFACT_FILE
+    file, wanted = root / ARTIFACT_FILE, columns.known("isic2019", "artifacts")
     if not file.is_file():
         raise TableError(
             f"{root}: expected artifact annotations in {ARTIFACT_FILE} with columns "
-            f"{', '.join(ARTIFACT_COLUMNS)} (0 or 1) and, if known, official_split; they are "
+            f"image, {', '.join(ARTIFACTS)} (0 or 1) and, if known, official_split; they are "
             "published with RL4Med (arXiv 2503.15784) for MEL and NV images of ISIC 2019"
         )
-    notes = read_columns(file, ARTIFACT_COLUMNS, "image")
+    note_unlisted(images, root, exclusions)
+    notes = annotations(file, exclusions)
     notes = notes[notes["image_id"].isin(frame["image_id"])].reset_index(drop=True)
     known = frame["image_id"].isin(notes["image_id"])
     frame = exclusions.keep(frame, known, f"no annotation in {ARTIFACT_FILE}")
@@ -164,13 +164,30 @@ def annotate(
         notes = notes.assign(**{name: coerce(notes, name, file)})
         notes = exclusions.keep(notes, notes[name].notna(), f"no {name} in {ARTIFACT_FILE}")
     named = notes.merge(frame[["image_id", "diagnosis"]], on="image_id")
-    for code in [c for c in DIAGNOSES if c in named]:
-        claimed = pd.to_numeric(named[code], errors="coerce") > 0.5
-        agrees = claimed == (named["diagnosis"] == code)
+    checked = [c for c in DIAGNOSES if wanted.there(named, c.lower())]
+    for code in checked:
+        claimed = columns.numbers(wanted.get(named, code.lower())) > 0.5
+        agrees = claimed.fillna(False) == (named["diagnosis"] == code)
         named = exclusions.keep(named, agrees, f"another diagnosis in {ARTIFACT_FILE}")
-    columns = [c for c in ("image_id", *ARTIFACTS, "official_split") if c in named]
-    frame = frame.merge(named[columns], on="image_id", how="inner")
+    if unchecked := [c for c in DIAGNOSES if c.lower() in wanted.all and c not in checked]:
+        exclusions.notes.append(
+            f"{ARTIFACT_FILE}: no column {' and '.join(unchecked)}: whether it means the same "
+            "diagnosis is not checked"
+        )
+    kept = [c for c in ("image_id", *ARTIFACTS, "official_split") if c in named]
+    frame = frame.merge(named[kept], on="image_id", how="inner")
     return frame.assign(path=frame["image_id"].map(images))
+
+
+def annotations(file: Path, exclusions: Exclusions) -> pd.DataFrame:
+    """The artifact annotations as text, by image_id.
+
+    Raises:
+        TableError: the file is no table, or one of the columns is missing.
+    """
+    wanted = columns.known("isic2019", "artifacts")
+    notes = columns.read(file, wanted, exclusions.notes)
+    return columns.with_ids(notes, wanted.get(notes, "image_id"), file)
 
 
 def of_diagnoses(frame: pd.DataFrame, diagnoses: Sequence[str], file: Path) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 Expected in the data root: ``HAM10000_metadata`` (``.csv``, ``.tab`` or no ending, as on the
 Dataverse); the images in ``HAM10000_images_part_1/`` and ``_part_2/``, in zip archives of these
 names, or in any ``HAM10000_images*`` folder or zip; and the artifact annotations
-``isic2019_artifacts.csv`` (see :func:`derm_rl.data.dermoscopy.annotate`).
+``isic2019_artifacts.csv`` (see :func:`derm_rl.data.dermoscopy.annotate`). The metadata may also be
+those that the ISIC archive gives for these images.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from derm_rl.data import columns
 from derm_rl.data.dermoscopy import (
     Exclusions,
     OnError,
     annotate,
     find_images,
+    found,
     of_diagnoses,
-    read_columns,
     table_file,
     unique,
 )
+from derm_rl.data.open_access import labels, layout, values
 from derm_rl.data.table import validate
 
 LICENCE = "CC BY-NC 4.0"
@@ -30,7 +33,8 @@ ATTRIBUTION = (
     "P. Tschandl, C. Rosendahl, H. Kittler: The HAM10000 dataset, Scientific Data 5, 180161 "
     "(2018), doi:10.1038/sdata.2018.161"
 )
-COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+FILES = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
+WANTED = columns.known("ham10000")
 # HAM10000's codes in those of ISIC 2019. Its akiec holds Bowen's disease too.
 DIAGNOSES = {
     "mel": "MEL",
@@ -59,23 +63,34 @@ def read(
             the above. It names the file, the column and the images, and says what to do.
     """
     root, exclusions = Path(root), Exclusions(on_error)
-    file = table_file(root, "HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
-    raw = unique(read_columns(file, COLUMNS, "image_id"), file, exclusions)
-    code = raw["dx"].str.strip().str.lower()
-    raw = exclusions.keep(raw, code.isin(DIAGNOSES), f"unknown diagnosis in 'dx' of {file.name}")
+    file = table_file(root, *FILES)
+    raw = columns.read(file, WANTED, exclusions.notes)
+    raw = unique(columns.with_ids(raw, WANTED.get(raw, "image_id"), file), file, exclusions)
+    code = codes(raw)
+    said = WANTED.get(raw, "diagnosis")
+    reason = f"unknown diagnosis in {said.name!r} of {file.name} ({found(said[code.isna()])})"
+    raw = exclusions.keep(raw, code.notna(), reason)
     frame = pd.DataFrame(
         {
             "image_id": raw["image_id"],
             "source": "ham10000",
             "lesion_id": raw["lesion_id"],
-            "diagnosis": code[raw.index].map(DIAGNOSES).astype("string"),
-            "age": raw["age"],
-            "sex": raw["sex"],
-            "site": raw["localization"],
-            "licence": LICENCE,
-            "attribution": ATTRIBUTION,
+            "diagnosis": code[raw.index],
+            "age": WANTED.get(raw, "age"),
+            "sex": values.sexes(WANTED.get(raw, "sex")),
+            "site": values.lower(WANTED.get(raw, "site")),
+            "skin_type": WANTED.get(raw, "skin_type"),
+            "licence": WANTED.get(raw, "licence").fillna(LICENCE),
+            "attribution": WANTED.get(raw, "attribution").fillna(ATTRIBUTION),
         }
     )
     frame = of_diagnoses(frame, diagnoses, file)
+    frame = layout.with_values(frame, file, exclusions)
     frame = annotate(frame, root, find_images(root, "HAM10000_images*"), exclusions)
     return validate(frame, file), exclusions.table()
+
+
+def codes(raw: pd.DataFrame) -> pd.Series:
+    """Diagnoses in the codes of ISIC 2019, of HAM10000's own codes or of the archive's names."""
+    levels = [values.lower(raw[name]) for name in WANTED.there(raw, "diagnosis")]
+    return labels.codes(*(level.replace(DIAGNOSES) for level in levels))

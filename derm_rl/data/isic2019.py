@@ -5,8 +5,8 @@ Expected in the data root: ``ISIC_2019_Training_GroundTruth.csv`` (one column a 
 ``isic2019_artifacts.csv`` (see :func:`derm_rl.data.dermoscopy.annotate`).
 
 The challenge brought HAM10000, BCN20000 and MSK together and does not say which image is whose;
-so each row carries the strictest licence of the three and all attributions. Ids lose the
-``_downsampled`` that some names end in.
+so each row carries the strictest licence of the three and all attributions, unless the metadata,
+as those of the ISIC archive, name its own. Ids lose the ``_downsampled`` that some names end in.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from derm_rl.data import columns
 from derm_rl.data.dermoscopy import (
     Exclusions,
     OnError,
     annotate,
     find_images,
     of_diagnoses,
-    read_columns,
     table_file,
     unique,
 )
+from derm_rl.data.open_access import layout, values
 from derm_rl.data.table import TableError, few, validate
 from derm_rl.prompts import DIAGNOSES
 
@@ -35,7 +36,8 @@ ATTRIBUTION = (
     "BCN20000 (M. Combalia et al., arXiv 1908.02288, 2019), "
     "MSK (N. Codella et al., arXiv 1710.05006, 2017)"
 )
-METADATA = ("image", "age_approx", "anatom_site_general", "lesion_id", "sex")
+TRUTH = columns.known("isic2019", "truth")
+ABOUT = columns.known("isic2019")
 
 
 def read(
@@ -57,7 +59,8 @@ def read(
     root, exclusions = Path(root), Exclusions(on_error)
     truth_file = table_file(root, "ISIC_2019_Training_GroundTruth.csv")
     about_file = table_file(root, "ISIC_2019_Training_Metadata.csv")
-    truth = read_columns(truth_file, ["image", *DIAGNOSES], "image")
+    truth = columns.read(truth_file, TRUTH, exclusions.notes)
+    truth = columns.with_ids(truth, TRUTH.get(truth, "image_id"), truth_file)
     truth = unique(truth, truth_file, exclusions)
     one_hot = _one_hot(truth, truth_file)
     single = one_hot.sum(axis=1) == 1
@@ -65,22 +68,33 @@ def read(
     frame = truth[["image_id"]].assign(diagnosis=one_hot[single].idxmax(axis=1).astype("string"))
     frame = of_diagnoses(frame, diagnoses, truth_file)
 
-    about = read_columns(about_file, METADATA, "image")
+    about = columns.read(about_file, ABOUT, exclusions.notes)
+    about = columns.with_ids(about, ABOUT.get(about, "image_id"), about_file)
     about = about[about["image_id"].isin(frame["image_id"])]
     described = frame["image_id"].isin(about["image_id"])
     frame = exclusions.keep(frame, described, f"no row in {about_file.name}")
     about = unique(about, about_file, exclusions)
-    about = about.rename(columns={"age_approx": "age", "anatom_site_general": "site"})
-    columns = ["image_id", "lesion_id", "age", "sex", "site"]
-    frame = frame.merge(about[columns], on="image_id", how="inner")
-    frame = frame.assign(source="isic2019", licence=LICENCE, attribution=ATTRIBUTION)
+    told = pd.DataFrame(
+        {
+            "image_id": about["image_id"],
+            "lesion_id": about["lesion_id"],
+            "age": ABOUT.get(about, "age"),
+            "sex": values.sexes(ABOUT.get(about, "sex")),
+            "site": values.lower(ABOUT.get(about, "site")),
+            "skin_type": ABOUT.get(about, "skin_type"),
+            "licence": ABOUT.get(about, "licence").fillna(LICENCE),
+            "attribution": ABOUT.get(about, "attribution").fillna(ATTRIBUTION),
+        }
+    )
+    told = layout.with_values(told, about_file, exclusions)
+    frame = frame.merge(told, on="image_id", how="inner").assign(source="isic2019")
     images = find_images(root, "ISIC_2019_Training_Input*")
     return validate(annotate(frame, root, images, exclusions), about_file), exclusions.table()
 
 
 def _one_hot(truth: pd.DataFrame, file: Path) -> pd.DataFrame:
-    codes = [c for c in (*DIAGNOSES, "UNK") if c in truth]
-    numbers = truth[codes].apply(pd.to_numeric, errors="coerce")
+    codes = [c for c in (*DIAGNOSES, "UNK") if TRUTH.there(truth, c.lower())]
+    numbers = pd.DataFrame({c: columns.numbers(TRUTH.get(truth, c.lower())) for c in codes})
     if (bad := ~numbers.isin([0, 1]).all(axis=1)).any():
         raise TableError(
             f"{file}: columns {', '.join(codes)} must hold 0 or 1; not so for "

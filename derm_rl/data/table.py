@@ -106,8 +106,10 @@ def coerce(frame: pd.DataFrame, name: str, where: str | Path) -> pd.Series:
 
 
 def _text(column: pd.Series) -> pd.Series:
-    text = column.astype("string").str.strip()
-    return text.mask(text.str.lower().isin(_MISSING))
+    # In Python, as each vectorized step costs more than some thousand texts.
+    texts = [t.strip() if isinstance(t, str) else pd.NA for t in column.astype("string")]
+    kept = [pd.NA if t is pd.NA or t.lower() in _MISSING else t for t in texts]
+    return pd.Series(kept, index=column.index, dtype="string", name=column.name)
 
 
 def _within(

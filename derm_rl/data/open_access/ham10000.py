@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from derm_rl.data import ham10000
-from derm_rl.data.dermoscopy import ARTIFACT_COLUMNS, ARTIFACT_FILE, Exclusions, table_file
+from derm_rl.data.columns import read as read_table
+from derm_rl.data.columns import with_ids
+from derm_rl.data.dermoscopy import ARTIFACT_FILE, Exclusions, annotations, table_file
 from derm_rl.data.open_access import layout, values
-from derm_rl.data.table import coerce
+from derm_rl.data.table import coerce, few
 from derm_rl.prompts import ARTIFACTS
 
 NAMES = {
@@ -25,41 +27,44 @@ NAMES = {
     "nv": "melanocytic nevus",
     "vasc": "vascular lesion",
 }
-FILES = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
 
 
 def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
     """Rows of all images."""
-    file = table_file(root, *FILES)
-    raw = layout.read_table(file, ("image_id", "lesion_id", "dx", "age", "sex", "localization"))
-    raw = layout.one_row_each(layout.with_ids(raw, raw["image_id"], file), file, exclusions)
-    code = values.lower(raw["dx"])
+    file, wanted = table_file(root, *ham10000.FILES), ham10000.WANTED
+    raw = read_table(file, wanted, exclusions.notes)
+    raw = with_ids(raw, wanted.get(raw, "image_id"), file)
+    raw = layout.one_row_each(raw, file, exclusions)
+    said = values.lower(wanted.get(raw, "diagnosis"))
     frame = pd.DataFrame(
         {
             "image_id": raw["image_id"],
             "lesion_id": raw["lesion_id"],
-            "diagnosis": code.map(ham10000.DIAGNOSES).astype("string"),
-            "label": code.replace(NAMES),
-            "age": raw["age"],
-            "sex": values.sexes(raw["sex"]),
-            "site": values.lower(raw["localization"]),
-            "skin_type": pd.Series(pd.NA, index=raw.index, dtype="string"),
-            "dx": code,
-            "dx_type": values.lower(layout.column(raw, "dx_type")),
+            "diagnosis": ham10000.codes(raw),
+            "label": said.replace(NAMES),
+            "age": wanted.get(raw, "age"),
+            "sex": values.sexes(wanted.get(raw, "sex")),
+            "site": values.lower(wanted.get(raw, "site")),
+            "skin_type": wanted.get(raw, "skin_type"),
+            "licence": wanted.get(raw, "licence"),
+            "attribution": wanted.get(raw, "attribution"),
+            "dx": said,
         }
-    )
+    ).join(layout.further(raw, wanted))
     frame = layout.with_values(frame, file, exclusions)
     frame = layout.with_paths(frame, layout.locate(root, "HAM10000_images*"), root, exclusions)
     notes = root / ARTIFACT_FILE
-    return _with_artifacts(frame, notes) if notes.is_file() else frame
+    return _with_artifacts(frame, notes, exclusions) if notes.is_file() else frame
 
 
-def _with_artifacts(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
+def _with_artifacts(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.DataFrame:
     """Annotations of an image that contradict one another count as none."""
-    notes = layout.read_table(file, ARTIFACT_COLUMNS)
-    notes = layout.with_ids(notes, notes["image"], file)
-    notes = notes.assign(image_id=notes["image_id"].str.removesuffix("_downsampled"))
-    notes = notes[["image_id", *ARTIFACTS]].drop_duplicates()
-    notes = notes[~notes["image_id"].duplicated(keep=False)]
+    notes = annotations(file, exclusions)[["image_id", *ARTIFACTS]].drop_duplicates()
+    if (double := notes["image_id"].duplicated(keep=False)).any():
+        ids = few(notes["image_id"][double].unique())
+        exclusions.notes.append(f"{file.name}: rows that differ, of which none is used, for {ids}")
+    notes = notes[~double]
+    if not frame["image_id"].isin(notes["image_id"]).any():
+        exclusions.notes.append(f"{file.name}: none of its images is among those of the metadata")
     known = {name: coerce(notes, name, file).array for name in ARTIFACTS}
     return frame.merge(notes[["image_id"]].assign(**known), on="image_id", how="left")

@@ -11,18 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from derm_rl.data.dermoscopy import Exclusions, table_file
+from derm_rl.data import columns
+from derm_rl.data.columns import Columns
+from derm_rl.data.dermoscopy import Exclusions, found, table_file
 from derm_rl.data.images import ENDING
 from derm_rl.data.open_access import labels, layout, values
 from derm_rl.prompts import DIAGNOSES
 
-# From the finest to the coarsest. diagnosis_1 is only benign, malignant or indeterminate.
-LEVELS = ("diagnosis_5", "diagnosis_4", "diagnosis_3", "diagnosis", "diagnosis_2")
-IDS = ("isic_id", "bcn_filename", "image_id", "image", "filename")
-USED = {
-    *LEVELS, *IDS, "age", "age_approx", "anatom_site_general", "sex", "lesion_id", "patient_id",
-    "fitzpatrick_skin_type", "image_type", "copyright_license", "license", "licence", "attribution",
-}  # fmt: skip
 SPELLED = {code.lower(): name for code, name in DIAGNOSES.items()}
 BCN_FILES = ("metadata.csv", "bcn_20k_train.csv", "BCN20000_metadata.csv", "bcn20000.csv")
 
@@ -30,51 +25,51 @@ BCN_FILES = ("metadata.csv", "bcn_20k_train.csv", "BCN20000_metadata.csv", "bcn2
 def bcn20000(root: Path, exclusions: Exclusions) -> pd.DataFrame:
     """Rows of BCN20000."""
     file = table_file(root, *BCN_FILES)
-    ids = ("bcn_filename", *(i for i in IDS if i != "bcn_filename"))
-    needed = (ids, ("diagnosis", "diagnosis_3"), "lesion_id")
     places = ("BCN_*", "bcn_*", "BCN20000*", "bcn20000*", "ISIC*", "images*")
-    return _rows(root, file, needed, places, "BCN20000_", exclusions)
+    return _rows(root, file, columns.known("bcn20000"), places, "BCN20000_", exclusions)
 
 
 def hiba(root: Path, exclusions: Exclusions) -> pd.DataFrame:
     """Rows of HIBA; the levels of the diagnosis are further columns."""
     file = table_file(root, "metadata.csv", "hiba_metadata.csv", "HIBA_metadata.csv")
-    needed = (IDS, ("diagnosis_3", "diagnosis"), "image_type")
     places = ("ISIC*", "images*", "hiba*", "HIBA*")
-    return _rows(root, file, needed, places, "HIBA_", exclusions)
+    return _rows(root, file, columns.known("hiba"), places, "HIBA_", exclusions)
 
 
 def _rows(
     root: Path,
     file: Path,
-    needed: Sequence[str | tuple[str, ...]],
+    wanted: Columns,
     places: Sequence[str],
     prefix: str,
     exclusions: Exclusions,
 ) -> pd.DataFrame:
-    raw = layout.read_table(file, needed)
+    raw = columns.read(file, wanted, exclusions.notes)
     images = layout.locate(root, *places)
-    key = _best(raw, [i for i in needed[0] if i in raw], images)
-    raw = layout.one_row_each(layout.with_ids(raw, raw[key], file), file, exclusions)
-    levels = [values.lower(layout.column(raw, name)).replace(SPELLED) for name in LEVELS]
+    ids = _best(raw, wanted.there(raw, "image_id"), images)
+    raw = layout.one_row_each(columns.with_ids(raw, raw[ids], file), file, exclusions)
+    kinds = wanted.get(raw, "image_type")
+    modality = _modality(kinds)
+    odd = kinds.notna() & modality.isna()
+    reason = f"image_type in {file.name} is neither dermoscopic nor clinical ({found(kinds[odd])})"
+    raw = exclusions.keep(raw, ~odd, reason)
+    levels = [values.lower(raw[name]).replace(SPELLED) for name in wanted.there(raw, "diagnosis")]
     frame = pd.DataFrame(
         {
             "image_id": raw["image_id"],
-            "lesion_id": values.named(layout.column(raw, "lesion_id"), prefix),
-            "patient_id": values.named(layout.column(raw, "patient_id"), prefix),
+            "lesion_id": values.named(wanted.get(raw, "lesion_id"), prefix),
+            "patient_id": values.named(wanted.get(raw, "patient_id"), prefix),
             "diagnosis": labels.codes(*levels),
             "label": labels.first(*levels),
-            "modality": _modality(layout.column(raw, "image_type")),
-            "age": layout.column(raw, "age_approx", "age"),
-            "sex": values.sexes(layout.column(raw, "sex")),
-            "site": values.lower(layout.column(raw, "anatom_site_general")),
-            "skin_type": layout.column(raw, "fitzpatrick_skin_type"),
-            "licence": layout.column(raw, "copyright_license", "license", "licence"),
-            "attribution": layout.column(raw, "attribution"),
+            "modality": modality[raw.index],
+            "age": wanted.get(raw, "age"),
+            "sex": values.sexes(wanted.get(raw, "sex")),
+            "site": values.lower(wanted.get(raw, "site")),
+            "skin_type": wanted.get(raw, "skin_type"),
+            "licence": wanted.get(raw, "licence"),
+            "attribution": wanted.get(raw, "attribution"),
         }
-    )
-    kept = {f"diagnosis_{i}" for i in range(1, 6)} | {"image_type"}
-    frame = frame.join(layout.further(raw, USED - kept))
+    ).join(layout.further(raw, wanted))
     frame = layout.with_values(frame, file, exclusions)
     return layout.with_paths(frame, images, root, exclusions)
 

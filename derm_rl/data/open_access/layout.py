@@ -1,74 +1,22 @@
-"""What the readers share: tables of any separator, images where they are, damage and doubles."""
+"""What the readers share: rows and their values, images where they are, damage and doubles."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from derm_rl.data.dermoscopy import Exclusions, find_images, unique
-from derm_rl.data.images import ENDING, ENDINGS, read_bytes
+from derm_rl.data.columns import Columns
+from derm_rl.data.dermoscopy import Exclusions, find_images, found, note_unlisted, unique
+from derm_rl.data.images import ENDINGS, read_bytes
 from derm_rl.data.open_access import values
-from derm_rl.data.table import COLUMNS, TableError, few, read_image
-from derm_rl.io import read_csv
-
-SEPARATORS = (",", ";", "\t")
-
-
-def read_table(file: Path, needed: Sequence[str | tuple[str, ...]]) -> pd.DataFrame:
-    """A published table as clean text, its column names in lower case.
-
-    Args:
-        needed: columns that must be there; of a tuple any one, which then has the first name.
-
-    Raises:
-        TableError: the file is not a table in UTF-8, or a needed column is missing.
-    """
-    try:
-        with open(file, encoding="utf-8-sig") as opened:
-            header = opened.readline()
-        separator = max(SEPARATORS, key=header.count)
-        frame = read_csv(
-            file, dtype="string", keep_default_na=False, sep=separator, encoding="utf-8-sig",
-            index_col=False,
-        )  # fmt: skip
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise TableError(f"{file}: {error}; expected a table in UTF-8") from error
-    frame.columns = [str(c).strip().lower() for c in frame.columns]
-    if (double := frame.columns.duplicated()).any():
-        raise TableError(f"{file}: columns twice: {few(list(frame.columns[double]))}")
-    names: dict[str, str] = {}
-    for column in needed:
-        ways = (column,) if isinstance(column, str) else column
-        there = next((c for c in ways if c in frame), None)
-        if there is None:
-            raise TableError(
-                f"{file}: column {' or '.join(map(repr, ways))} is missing; "
-                f"found {', '.join(frame.columns)}"
-            )
-        names[there] = ways[0]
-    return frame.rename(columns=names).apply(values.clean)
-
-
-def with_ids(frame: pd.DataFrame, ids: pd.Series, file: Path) -> pd.DataFrame:
-    """Column image_id first, from names of files with or without folder and ending.
-
-    Raises:
-        TableError: rows without a name.
-    """
-    if (empty := ids.isna()).any():
-        lines = [int(i) + 2 for i in frame.index[empty]]
-        raise TableError(f"{file}: column {str(ids.name)!r} is empty in lines {few(lines)}")
-    names = ids.str.replace(r"^.*[/\\]", "", regex=True)
-    names = names.str.replace(ENDING, "", regex=True)
-    frame = frame.drop(columns="image_id", errors="ignore")
-    frame.insert(0, "image_id", names)
-    return frame
+from derm_rl.data.table import COLUMNS, TableError, read_image
 
 
 def one_row_each(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.DataFrame:
@@ -82,18 +30,22 @@ def one_row_each(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.
     return unique(frame[~again], file, exclusions)
 
 
-def column(frame: pd.DataFrame, *names: str) -> pd.Series:
-    """The first of ``names`` that the table has; all missing if it has none."""
-    found = next((name for name in names if name in frame), None)
-    if found is None:
-        return pd.Series(pd.NA, index=frame.index, dtype="string")
-    return frame[found]
+def further(frame: pd.DataFrame, wanted: Columns) -> pd.DataFrame:
+    """What else was published of each image, as text, behind the common columns.
 
-
-def further(frame: pd.DataFrame, used: Collection[str]) -> pd.DataFrame:
-    """What else was published of each image, as text, behind the common columns."""
-    names = [c for c in frame if c not in used and c != "image_id" and c not in COLUMNS]
-    return frame[names].apply(values.tokens)
+    Levels of a hierarchy (``anatom_site_1``) are there too, though one of them is the site; a
+    column that has the name of a common one and is not known to be it gets ``published_`` before.
+    """
+    owner = {c: name for name in wanted.all for c in wanted.there(frame, name)}
+    out: dict[str, pd.Series] = {}
+    for column in frame.columns.drop("image_id"):
+        name = owner.get(column)
+        if name is not None and name not in COLUMNS:
+            out[name] = values.tokens(wanted.get(frame, name))
+        if name is None or re.search(r"_[1-5]$", column):
+            known = f"published_{column}" if column in COLUMNS else column
+            out.setdefault(known, values.tokens(frame[column]))
+    return pd.DataFrame(out, index=frame.index)
 
 
 def locate(root: Path, *patterns: str) -> dict[str, str]:
@@ -124,6 +76,7 @@ def with_paths(
     frame: pd.DataFrame, images: dict[str, str], root: Path, exclusions: Exclusions
 ) -> pd.DataFrame:
     """Add column path; names of files may differ in case if that is not ambiguous."""
+    note_unlisted(images, root, exclusions)
     folded: dict[str, list[str]] = {}
     for name in images:
         folded.setdefault(name.casefold(), []).append(name)
@@ -142,9 +95,12 @@ def with_paths(
 def with_values(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.DataFrame:
     """Columns age (years or bands, as text) and skin_type as numbers; age_band, age_midpoint."""
     ages, good = values.parsed(frame["age"], values.age)
-    frame = exclusions.keep(frame, good, f"unreadable age in {file.name}")
+    reason = f"unreadable age in {file.name}: {found(frame['age'][~good])}; expected years from 0 "
+    frame = exclusions.keep(frame, good, reason + "to 120 or a band such as 40-49")
     types, good = values.parsed(frame["skin_type"], values.skin_type)
-    frame = exclusions.keep(frame, good, f"unreadable skin type in {file.name}")
+    said = found(frame["skin_type"][~good])
+    reason = f"unreadable skin type in {file.name}: {said}; expected 1 to 6 or I to VI"
+    frame = exclusions.keep(frame, good, reason)
     triples = [a or (None, None, None) for a in ages[frame.index]]
     years, bands, midpoints = (
         (list(x) for x in zip(*triples, strict=True)) if triples else ([],) * 3

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from derm_rl.data import columns
 from derm_rl.data.dermoscopy import Exclusions, table_file
 from derm_rl.data.open_access import labels, layout, values
 
@@ -21,15 +22,15 @@ NAMES = {
     "scc": "squamous cell carcinoma",  # Bowen's disease is among them
     "sek": "seborrheic keratosis",
 }
-NEEDED = ("img_id", "patient_id", "lesion_id", "diagnostic")
-USED = {*NEEDED, "age", "gender", "region", "fitspatrick"}
+WANTED = columns.known("pad_ufes_20")
 
 
 def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
     """Rows of all images; the patients' answers are further columns."""
     file = table_file(root, "metadata.csv")
-    raw = layout.read_table(file, NEEDED)
-    raw = layout.one_row_each(layout.with_ids(raw, raw["img_id"], file), file, exclusions)
+    raw = columns.read(file, WANTED, exclusions.notes)
+    raw = columns.with_ids(raw, WANTED.get(raw, "image_id"), file)
+    raw = layout.one_row_each(raw, file, exclusions)
     patient = values.named(raw["patient_id"], "PAT_")
     code = values.lower(raw["diagnostic"])
     label = code.replace(NAMES)
@@ -41,13 +42,12 @@ def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
             "patient_id": patient,
             "diagnosis": labels.codes(label),
             "label": label,
-            "age": layout.column(raw, "age"),
-            "sex": values.sexes(layout.column(raw, "gender", "sex")),
-            "site": values.lower(layout.column(raw, "region")),
-            "skin_type": layout.column(raw, "fitspatrick", "fitzpatrick"),
-            "diagnostic": code,
+            "age": WANTED.get(raw, "age"),
+            "sex": values.sexes(WANTED.get(raw, "sex")),
+            "site": values.lower(WANTED.get(raw, "site")),
+            "skin_type": WANTED.get(raw, "skin_type"),
         }
-    ).join(layout.further(raw, USED))
+    ).join(layout.further(raw, WANTED))
     frame = layout.with_values(frame, file, exclusions)
     images = layout.locate(root, "imgs_part_*", "images/imgs_part_*", "images*")
     return layout.with_paths(frame, images, root, exclusions)

@@ -10,52 +10,49 @@ from typing import Any
 
 import pandas as pd
 
-# Beside what derm_rl.data.table takes for missing; matched after _words().
-_MISSING = {
-    "", "nan", "none", "null", "n/a", "na", "<na>", "unk", "unknown", "not specified",
-    "unspecified", "none identified", "other or unspecified", "not reported",
-    "prefer not to answer", "age unknown", "sex unspecified", "-", "?",
-}  # fmt: skip
+from derm_rl.data.columns import clean, each, folded
+
 _SEX = {"f": "female", "m": "male", "woman": "female", "man": "male"}
 _ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
-# The characters themselves, as pyarrow's expressions know no escapes of them.
-_BLANKS = "[\\x00-\\x20\\x7f\u00a0\u200b\u3000\ufeff]+"
 _LONGEST = 10_000  # characters of a cell that is still parsed
-
-
-def clean(column: pd.Series) -> pd.Series:
-    """Text without control characters and doubled blanks, NFC; missing in all its spellings."""
-    text = column.astype("string").str.normalize("NFC")
-    text = text.str.replace(_BLANKS, " ", regex=True)
-    text = text.str.strip()
-    return text.mask(_words(text).isin(_MISSING))
 
 
 def lower(column: pd.Series) -> pd.Series:
     """Clean text in lower case, without underscores: ``HEAD_OR_NECK`` is head or neck."""
-    return _words(clean(column))
+    return each(column, _lower)
 
 
-def _words(text: pd.Series) -> pd.Series:
-    return text.str.lower().str.replace("_", " ", regex=False).str.strip()
+def _lower(text: str) -> str | None:
+    text = clean(text)
+    return None if text is None else folded(text)
 
 
 def sexes(column: pd.Series) -> pd.Series:
     """female, male, or the text as it is."""
-    return lower(column).replace(_SEX)
+    return each(column, lambda text: _SEX.get(_lower(text), _lower(text)))
 
 
 def tokens(column: pd.Series) -> pd.Series:
     """Metadata as text: yes and no for truth values, numbers without idle zeros, lower case."""
-    text = lower(column).replace({"true": "yes", "false": "no"})
-    return text.str.replace(r"^(-?\d+)[.,]0+$", r"\1", regex=True)
+
+    def token(text: str) -> str | None:
+        text = _lower(text)
+        words = None if text is None else {"true": "yes", "false": "no"}.get(text, text)
+        return words and re.sub(r"^(-?\d+)(?:\.0+|,0{1,2})$", r"\1", words)
+
+    return each(column, token)
 
 
 def named(ids: pd.Series, prefix: str) -> pd.Series:
     """Ids, with ``prefix`` before those that are bare numbers, as other sources use the same."""
-    text = clean(ids).str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # 17.0 of a column with gaps
-    bare = text.str.fullmatch(r"-?\d+").fillna(False)
-    return text.mask(bare, prefix + text)
+
+    def name(text: str) -> str | None:
+        text = clean(text)
+        if text is None or not (bare := re.fullmatch(r"(-?\d+)(?:\.0+)?", text)):
+            return text
+        return prefix + bare[1]  # 17.0 of a column with gaps
+
+    return each(ids, name)
 
 
 def parsed(column: pd.Series, parse: Callable[[str], Any]) -> tuple[pd.Series, pd.Series]:
@@ -79,7 +76,7 @@ def age(text: str) -> tuple[float | None, str | None, float | None]:
     """
     words = re.sub(r"\b(?:age|aged|years?|yrs?|old)\b", " ", text.lower().replace("_", " "))
     words = " ".join(words.split())
-    number = r"(\d{1,3}(?:[.,]\d+)?)"
+    number = r"(\d{1,3}(?:\.\d+|,\d{1,2})?)"  # 1,234 may be a thousand and more
     if match := re.fullmatch(number, words):
         return _years(match[1]), None, None
     if match := re.fullmatch(rf"{number} ?(?:-|–|—|to) ?{number}", words):
@@ -148,8 +145,8 @@ def weights(text: str) -> dict[str, float]:
         good = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not isinstance(name, str) or not good or not math.isfinite(weight) or weight < 0:
             raise ValueError(f"weighted label {name!r}: {weight!r} is no weight")
-        label = lower(pd.Series([name], dtype="string"))[0]
-        if weight > 0 and not pd.isna(label):
+        label = _lower(name)
+        if weight > 0 and label is not None:
             found[label] = found.get(label, 0.0) + float(weight)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
