@@ -636,8 +636,7 @@ def test_keys_in_addresses_and_headers_of_the_environment(monkeypatch):
      "teachr=hf_Abcd1234Efgh",
      "teacher=0123456789abcdef0123456789abcdef", "teacher=AnOnlyTextualPassphrase",
      "judge=AIzaSyAbcdefghijklmnopqrst12345", "api_key=some-private-value",
-     "budget=sk-Abcd1234Efgh",
-     "api_key_env=gsk_Abcd1234Efgh5678", "api_key_env=Zx9-very+private",
+     "budget=sk-Abcd1234Efgh", "api_key_env=gsk_Abcd1234Efgh5678", "api_key_env=Zx9-very+private",
      "base_url=https://me:hunter2hunter@host/v1", "base_url=https://host/v1?key=hunter2hunter",
      "base_url=https://me:hun/ter2hunter@host/v1", "base_url=me:hunter2hunter@host:80/v1"],
 )  # fmt: skip

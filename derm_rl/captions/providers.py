@@ -130,8 +130,10 @@ class ProviderTeacher:
     def request_body(self, request: Request) -> dict[str, Any]:
         """What :meth:`ask` sends, in OpenAI's API, without sending it."""
         mailbox, line = self._mailbox()
-        mailbox.reply = 200, {}
-        complete(self._call(line, self._messages(request)))
+        mailbox.sent, mailbox.reply = {}, (200, {})
+        outcome = complete(self._call(line, self._messages(request)))
+        if not mailbox.sent:
+            raise TeacherError(f"{self.name}: {outcome.reason}")
         return {name: value for name, value in mailbox.sent.items() if name != "stream"}
 
     def read(self, status: int, body: Any) -> Reply:
