@@ -47,6 +47,8 @@ class Exclusions:
     def keep(self, frame: pd.DataFrame, good: pd.Series, reason: str) -> pd.DataFrame:
         """Rows of ``frame`` (column image_id) that are ``good``; each other image is left out."""
         good = good.fillna(False).astype(bool)
+        if good.all():
+            return frame
         self.add(frame["image_id"][~good].drop_duplicates(), reason)
         return frame[good]
 

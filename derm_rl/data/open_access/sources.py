@@ -64,8 +64,8 @@ _ALL = (
         "M. Combalia et al.: BCN20000: Dermoscopic lesions in the wild, arXiv 1908.02288 (2019)",
         "https://www.isic-archive.com",
         (
-            "metadata.csv or bcn_20k_train.csv: bcn_filename or isic_id, diagnosis, age_approx, "
-            "anatom_site_general, sex, lesion_id, split",
+            "metadata.csv or bcn_20k_train.csv: bcn_filename or isic_id, diagnosis or diagnosis_1 "
+            "to _5, age_approx, anatom_site_general or anatom_site_1 to _5, sex, lesion_id, split",
             "images in folders or zip archives BCN_*, bcn_*, ISIC*, images*; or ISIC_*.jpg beside "
             "the table",
         ),
@@ -111,9 +111,9 @@ _ALL = (
         "evaluation of AI tools in this population, Scientific Data 10, 712 (2023)",
         "https://www.isic-archive.com",
         (
-            "metadata.csv: isic_id, diagnosis_1 to diagnosis_3, image_type, age_approx, sex, "
-            "anatom_site_general, fitzpatrick_skin_type, lesion_id, patient_id, copyright_license, "
-            "attribution",
+            "metadata.csv: isic_id, diagnosis_1 to _5, image_type, age_approx, sex, "
+            "anatom_site_general or anatom_site_1 to _5, fitzpatrick_skin_type, lesion_id, "
+            "patient_id, copyright_license, attribution",
             "images in folders or zip archives ISIC*, images*, hiba*; or ISIC_*.jpg here",
         ),
         "isic_archive:hiba",
