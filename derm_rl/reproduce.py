@@ -192,7 +192,7 @@ class _Runner:
                     "lock": dependencies.lock(),
                     "data": [dependencies.fingerprint(f) for f in self._data(stage, reads)],
                     "models": {n: dependencies.files_under(f) for n, f in folders.items() if f},
-                    "reviews": dependencies.files_under(reviews) if reviews else None,
+                    "reviews": _verdicts(reviews) if reviews else None,
                 }
             )
         return self.keys[stage.name]
@@ -319,6 +319,14 @@ def _stale(file: Path, merged: dict[str, Any]) -> bool:
 def _parameters(config: Config) -> dict[str, Any]:
     root = str(config.data_root) if config.data_root else ""
     return dict(zip(PARAMETERS, (config.name, list(config.overrides), root), strict=True))
+
+
+def _verdicts(folder: Path) -> dict[str, str]:
+    """Files of verdicts; what a reader is still typing is none."""
+    files = dependencies.files_under(folder)
+    return {
+        name: found for name, found in files.items() if not Path(name).name.startswith("draft-")
+    }
 
 
 def _outputs(folder: Path) -> dict[str, str]:
