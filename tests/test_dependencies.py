@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import CodeType
@@ -17,9 +18,9 @@ import torch
 from conftest import contents, no_descriptors
 
 from derm_rl import dependencies, paths, prompts
-from derm_rl.captions import ledger, measured, store
+from derm_rl.captions import ledger, measured, pairs, store
 from derm_rl.captions.ledger import Ledger, LedgerError
-from derm_rl.captions.schema import Prompt, Question, Request
+from derm_rl.captions.schema import Answer, Prompt, Question, Reply, Request
 from derm_rl.data import open_access, table
 from derm_rl.dependencies import SOURCES, import_closure
 from derm_rl.evaluation import generation
@@ -246,6 +247,16 @@ def test_only_the_rule_based_teacher_is_asked_again_after_an_edit(monkeypatch):
     monkeypatch.setattr(dependencies, "code", edited)
     after = [ledger.key(request, t) for t in teachers]
     assert before[0] == after[0] and before[1] != after[1]
+    # What a reader has said of a pair holds while question and answer are the same.
+    reply = Reply("ok", Answer(answer="a", findings=[], confidence=1, abstained=False), "raw")
+    other = replace(reply, raw="other")
+
+    def name(key, reply, teacher):
+        return pairs.pair(request, key, reply, teacher)["pair_id"]
+
+    assert name(before[1], reply, teachers[1]) == name(after[1], reply, teachers[1])
+    assert name(before[1], reply, teachers[1]) != name(before[1], other, teachers[1])
+    assert name("key", reply, teachers[0]) != name("another key", reply, teachers[0])
 
 
 @pytest.fixture
