@@ -10,13 +10,14 @@ import pandas as pd
 from derm_rl import paths
 from derm_rl.captions import store
 from derm_rl.captions.store import Store
-from derm_rl.data import open_access, table
+from derm_rl.data import open_access, splits, table
 from derm_rl.io import write_csv
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
 
 STAGE = "09_image_text_pairs"
+SAME_IMAGES = "captions_same_images.csv"
 
 
 def folder_of(config: Config, name: str) -> Path | None:
@@ -65,6 +66,13 @@ def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]
     """The table of images, and the images encoded and measured."""
     folder, settings = config.stage_dir(STAGE), config.captions
     frame, excluded = read(config)
+    if set(settings.sources) != {"phantom"}:  # drawn ones are not compared
+        roots = {folder_of(config, name) for name in settings.sources} | {config.data_root}
+        cache = paths.RUNS / "same_images" / f"{'+'.join(sorted(settings.sources))}.npz"
+        frame, ties = splits.with_ties(frame, sorted(roots - {None}), cache, progress)
+        for place in (folder, config.figures_dir):
+            write_csv(place / SAME_IMAGES, ties)
+        print(splits.described(ties, SAME_IMAGES))
     table.write(folder / "images.csv", frame)
     write_csv(folder / "exclusions.csv", excluded)
     images = store.prepare(
