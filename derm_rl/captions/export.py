@@ -30,7 +30,7 @@ from derm_rl.captions import card, card_text, croissant, export_formats
 from derm_rl.captions.export_images import Load, loader
 from derm_rl.captions.export_parquet import inert_rows, parse_findings, write_splits
 from derm_rl.captions.schema import PAIR_COLUMNS
-from derm_rl.data import licences
+from derm_rl.data import licences, splits
 from derm_rl.errors import Mendable
 from derm_rl.io import atomic_dir, write_csv, write_json
 
@@ -85,7 +85,7 @@ def release(
         raise ExportError(f"images must be 'embed' or 'reference', got {images!r}")
     told = card.complete(facts)
     kept, left_out = choose(pairs, images_frame, redistributable, flags, blocking)
-    kept["split"] = split(kept, shares, seed) if len(kept) else ""
+    kept["split"] = split(kept, shares, seed, images_frame) if len(kept) else ""
     kept = kept.sort_values(_ORDER, kind="stable").reset_index(drop=True)
     kept, rewritten = inert_rows(kept)
     load = load or loader(images_frame, size, quality)
@@ -226,41 +226,37 @@ def _storable(question: Any, answer: Any, found: Any) -> bool:
     return True
 
 
-def split(pairs: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.Series:
+def split(
+    pairs: pd.DataFrame,
+    shares: Mapping[str, float],
+    seed: int,
+    images_frame: pd.DataFrame | None = None,
+) -> pd.Series:
     """Split of every pair: all pairs of a patient, or else of a lesion, or else of an image.
 
-    Pairs that share any of the three (a patient and a lesion within one source) are one group.
+    Pairs that share any of the three (a patient and a lesion within one source), or whose images
+    are tied by ``same_image_as`` (a column of the images' table, or of the pairs), are one group:
+    see :func:`derm_rl.data.splits.components`.
     Groups stand in the order of a keyed hash, and the line is cut at the shares of pairs; so the
     result is that of the groups and the seed, in any order of rows, and pairs added later move
     only groups near a cut. Each split gets a group as long as there are enough.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     values = np.array(list(shares.values()), float)
     if not len(values) or (values <= 0).any() or not np.isfinite(values).all():
         raise ExportError(f"shares of the splits must be positive, got {dict(shares)}")
-    source = pairs["source"].astype("string").fillna("")
-    row, column, names = [], [], []
-    for level in ("patient_id", "lesion_id", "image_id"):
-        text = pairs[level].astype("string")
-        keys = f"{level}\0" + (text if level == "image_id" else source + "\0" + text)
-        code, unique = pd.factorize(keys)
-        at = np.flatnonzero(code >= 0)
-        row.append(at)
-        column.append(code[at] + len(pairs) + len(names))
-        names += list(unique)
-    row, column = np.concatenate(row), np.concatenate(column)
-    size = len(pairs) + len(names)
-    edges = coo_array((np.ones(len(row), bool), (row, column)), shape=(size, size))
-    _, component = connected_components(edges, directed=False)
+    levels = ["patient_id", "lesion_id", "image_id"]
+    tables = [pairs] if images_frame is None else [pairs, images_frame]
+    known = ["source", *levels, "same_image_as"]
+    both = pd.concat([t[[c for c in known if c in t]] for t in tables], ignore_index=True)
+    part = splits.components(both)[: len(pairs)]
     # A group is known by the first of its patients, or else lesions, or else images.
-    rank = {"patient_id": 0, "lesion_id": 1, "image_id": 2}
-    name_of: dict[int, tuple[int, str]] = {}
-    for number, key in zip(component[len(pairs) :], names, strict=True):
-        best = (rank[key.partition("\0")[0]], key)
-        name_of[number] = min(name_of.get(number, best), best)
-    group = pd.Series([name_of[c][1] for c in component[: len(pairs)]], index=pairs.index)
+    group = pd.Series(pd.NA, index=pairs.index, dtype="string")
+    source = pairs["source"].astype("string").fillna("") + "\0"
+    for level in levels:
+        name = (
+            f"{level}\0" + ("" if level == "image_id" else source) + pairs[level].astype("string")
+        )
+        group = group.fillna(name.groupby(part).transform("min"))
     sizes = group.value_counts()
     order = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}\0{g}".encode()).digest())
     return group.map(_cut(order, sizes.to_dict(), list(shares), values / values.sum()))

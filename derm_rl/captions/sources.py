@@ -10,13 +10,14 @@ import pandas as pd
 from derm_rl import paths
 from derm_rl.captions import store
 from derm_rl.captions.store import Store
-from derm_rl.data import NOTES, open_access, table
+from derm_rl.data import NOTES, open_access, splits, table
 from derm_rl.io import write_atomic, write_csv
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
 
 STAGE = "09_image_text_pairs"
+SAME_IMAGES = "captions_same_images.csv"
 
 
 def folder_of(config: Config, name: str) -> Path | None:
@@ -77,6 +78,13 @@ def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]
     for note in notes:
         print(f"note on the tables: {note}")
     write_atomic(folder / NOTES, "".join(f"{note}\n" for note in notes))
+    if set(settings.sources) != {"phantom"}:  # drawn ones are not compared
+        roots = {folder_of(config, name) for name in settings.sources} | {config.data_root}
+        cache = paths.RUNS / "same_images" / f"{'+'.join(sorted(settings.sources))}.npz"
+        frame, ties = splits.with_ties(frame, sorted(roots - {None}), cache, progress)
+        for place in (folder, config.figures_dir):
+            write_csv(place / SAME_IMAGES, ties)
+        print(splits.described(ties, SAME_IMAGES))
     table.write(folder / "images.csv", frame)
     write_csv(folder / "exclusions.csv", excluded)
     # What a run with other settings has measured of the same images need not be measured again.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from derm_rl import prompts, provenance
+from derm_rl import paths, prompts, provenance
 from derm_rl.data import splits, table
 from derm_rl.io import atomic_path, read_json, reserve, write_atomic, write_csv, write_json
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from derm_rl.config import Config
 
 STAGE = "01_data"
+SAME_IMAGES = "data_same_images.csv"
 EXCLUSION_COLUMNS = ["image_id", "reason"]
 NOTES = "table_notes.txt"  # what the published tables lack, a line each; empty if nothing
 
@@ -82,8 +83,9 @@ def prepare(config: Config, progress: bool = True) -> Path:
     Writes ``table.csv`` (column split; rows in order of the splits, so that a split is one slice),
     ``images.npy`` aligned with it, ``masks.npy`` (the phantom's lesions), ``vocabulary.json``,
     ``exclusions.csv``, ``table_notes.txt`` (columns that were expected and are absent or empty,
-    image files without a row), ``published_splits.csv`` (lesions that the splits published with
-    the data share; real data only) and ``stage.json``.
+    image files without a row); of real data ``published_splits.csv`` (lesions that the splits
+    published with the data share) and, also beside the figures, ``data_same_images.csv`` (pairs of
+    images that show the same, see :func:`derm_rl.data.splits.with_ties`); and ``stage.json``.
 
     Raises:
         TableError: the source cannot be read; see the readers, and ``data.on_error``.
@@ -95,6 +97,11 @@ def prepare(config: Config, progress: bool = True) -> Path:
     frame, excluded = read_source(config)
     notes = excluded.attrs.get("notes", [])
     shares = config.data.split.model_dump()
+    if config.data.source != "phantom":
+        cache = paths.RUNS / "same_images" / f"{config.data.source}.npz"
+        frame, ties = splits.with_ties(frame, [config.data_root], cache, progress)
+        for place in (folder, config.figures_dir):
+            write_csv(place / SAME_IMAGES, ties)
     if config.data.source != "phantom" and (config.data.images or len(frame)) < len(frame):
         frame = _subset(frame, config.data.images, config.seed)
     strata = ["diagnosis", *choose_vocabulary(frame, config).artifacts]
@@ -279,6 +286,8 @@ def _report(
         damaged = reasons.str.startswith("image ")  # these go on with the name of the file
         for reason, count in reasons.mask(damaged, "damaged file").value_counts().items():
             print(f"  {count:,}: {reason}")
+    if (file := folder / SAME_IMAGES).is_file():
+        print(splits.described(pd.read_csv(file), file.name))
     if (file := folder / "published_splits.csv").is_file():
         shared = pd.read_csv(file).iloc[-1]
         print(

@@ -1,21 +1,169 @@
-"""Splits by lesion: all images of a lesion stand in one split, every finding in every split."""
+"""Splits by lesion: all that shows one lesion stands in one split, every finding in every split.
+
+What must not be parted is decided here and nowhere else (:func:`components`): images of a lesion,
+of a patient where one is known, and near-identical images, whatever their ids (:func:`with_ties`).
+A person can overrule what was found, in a file ``same_images.csv`` beside the images: a row a pair,
+columns ``image_id_1, image_id_2, same`` (yes or no) and, for others to know, ``by`` and ``why``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from derm_rl.data.dermoscopy import read_columns
+from derm_rl.data.table import TableError, few
 from derm_rl.prompts import ARTIFACTS
 
 SPLITS = ("diffusion", "reward", "judge", "test")
 STRATIFY = ("diagnosis", *ARTIFACTS)
+OVERRULED = "same_images.csv"
+TIES = ["image_id_1", "image_id_2", "score", "lesion_id_1", "lesion_id_2", "tied", "said_by"]
+_LEVELS = ("patient_id", "lesion_id", "image_id")
+
+
+def components(rows: pd.DataFrame) -> np.ndarray:
+    """Number of what must stay together (N,): rows that share an id, or are tied, at any remove.
+
+    Args:
+        rows: with ``image_id`` and, where known, ``patient_id`` and ``lesion_id`` (both within one
+            ``source``) and ``same_image_as``, the id of an image that shows the same.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    missing = pd.Series(pd.NA, index=rows.index, dtype="string")
+    text = {c: rows.get(c, missing).astype("string") for c in ("source", *_LEVELS, "same_image_as")}
+    source = text["source"].fillna("") + "\0"
+    keys = [
+        "image\0" + text["image_id"],
+        "image\0" + text["same_image_as"],
+        "lesion\0" + source + text["lesion_id"],
+        "patient\0" + source + text["patient_id"],
+    ]
+    code, _ = pd.factorize(pd.concat(keys))
+    at = np.flatnonzero(code >= 0)
+    size = len(rows) + int(code.max(initial=-1)) + 1
+    edges = coo_array(
+        (np.ones(len(at), bool), (at % max(len(rows), 1), len(rows) + code[at])), shape=(size, size)
+    )
+    return connected_components(edges, directed=False)[1][: len(rows)]
 
 
 def groups(frame: pd.DataFrame) -> pd.Series:
-    """Lesion of each image (N,); an image without lesion id is a lesion of its own."""
-    return frame["lesion_id"].astype("string").fillna("image:" + frame["image_id"])
+    """Name of what must stay together with each image (N,): the first of its lesions.
+
+    An image without lesion id is a lesion of its own, named ``image:`` and its id.
+    """
+    lesion = frame["lesion_id"].astype("string").fillna("image:" + frame["image_id"])
+    if "source" in frame and frame["source"].nunique() > 1:  # lesion 1 of each is another
+        lesion = frame["source"].astype("string").fillna("") + ":" + lesion
+    part = pd.Series(components(frame), index=frame.index)
+    return lesion.groupby(part).transform("min").astype("string").rename("lesion_id")
+
+
+def with_ties(
+    frame: pd.DataFrame,
+    roots: Iterable[Path] = (),
+    cache: Path | None = None,
+    progress: bool = False,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Find near-identical images and tie them; every split of the table then keeps them together.
+
+    Args:
+        frame: with ``image_id`` and ``path``; of a column ``same_image_as`` the ties are kept.
+        roots: folders that may hold a file ``same_images.csv``.
+        cache: see :func:`derm_rl.data.same.find`.
+
+    Returns:
+        the table with column ``same_image_as`` (the first of the images that show the same, or
+        missing), and a row for each pair (``TIES``): score (of those that were found), whether
+        the pair is tied, and the file of the person who said so.
+
+    Raises:
+        TableError: such a file is not usable; names file, line and column.
+    """
+    from derm_rl.data import same
+
+    score = {
+        (one, two): value
+        for one, two, value in same.find(frame, cache, progress).itertuples(index=False)
+    }
+    if "same_image_as" in frame:  # the same file
+        known = frame[frame["same_image_as"].notna()]
+        for pair in zip(known["image_id"], known["same_image_as"], strict=True):
+            score.setdefault(_pair(*pair), 1.0)
+    said: dict[tuple[str, str], tuple[bool, str]] = {}
+    ids = set(frame["image_id"])
+    for file in dict.fromkeys(Path(root) / OVERRULED for root in roots):
+        if file.is_file():
+            said |= {p: v for p, v in overruled(file).items() if ids.issuperset(p)}
+    lesion = dict(zip(frame["image_id"], frame["lesion_id"], strict=True))
+    rows = [
+        (*pair, score.get(pair), lesion[pair[0]], lesion[pair[1]],
+         said.get(pair, (True, None))[0], said.get(pair, (True, None))[1])
+        for pair in sorted(score.keys() | said.keys(), key=lambda p: (-score.get(p, 0), p))
+    ]  # fmt: skip
+    ties = pd.DataFrame(rows, columns=TIES).astype({"tied": bool, "score": float})
+    tied = ties[ties["tied"]]
+    both = pd.concat([tied["image_id_1"], tied["image_id_2"]])
+    edges = pd.DataFrame({"image_id": both, "same_image_as": pd.concat([tied["image_id_2"]] * 2)})
+    edges = edges.reset_index(drop=True)
+    part = pd.Series(components(edges), index=edges.index)
+    first = dict(zip(both, edges["image_id"].groupby(part).transform("min"), strict=True))
+    for row in ties[~ties["tied"]].itertuples():
+        if first.get(row.image_id_1, 1) == first.get(row.image_id_2, 2):
+            through = [i for i, f in first.items() if f == first[row.image_id_1]]
+            raise TableError(
+                f"{row.said_by}: column 'same' says no of {row.image_id_1} and {row.image_id_2}, "
+                f"but others tie them ({few(sorted(through))}); say no of those pairs too"
+            )
+    as_other = frame["image_id"].map(first).astype("string")
+    frame = frame.assign(same_image_as=as_other.mask(as_other == frame["image_id"]))
+    return frame, ties
+
+
+def _pair(one: str, two: str) -> tuple[str, str]:
+    return (one, two) if one <= two else (two, one)
+
+
+def overruled(file: Path) -> dict[tuple[str, str], tuple[bool, str]]:
+    """What a person says of pairs of images: the same or not, and the file and line."""
+    rows = read_columns(file, ["image_id_1", "image_id_2", "same"], "image_id_1")
+    out: dict[tuple[str, str], tuple[bool, str]] = {}
+    for line, row in enumerate(rows.fillna("").itertuples(index=False), start=2):
+        one, two, said = row.image_id, row.image_id_2.strip(), row.same.strip().lower()
+        if not two or one == two:
+            raise TableError(
+                f"{file}: line {line}, column 'image_id_2': expected the id of another image than "
+                f"{one}; found {two!r}"
+            )
+        if said not in ("yes", "no"):
+            raise TableError(
+                f"{file}: line {line}, column 'same': expected yes or no; found {row.same!r}"
+            )
+        answer = (said == "yes", f"{file}, line {line}")
+        if out.setdefault(_pair(one, two), answer)[0] != answer[0]:
+            raise TableError(
+                f"{file}: line {line}, column 'same': says {said} of {one} and {two}, and "
+                f"{out[_pair(one, two)][1].rpartition(', ')[2]} the contrary; keep one of them"
+            )
+    return out
+
+
+def described(ties: pd.DataFrame, file: str) -> str:
+    """One line on what :func:`with_ties` found."""
+    one, two = (ties[c].astype("string") for c in ("lesion_id_1", "lesion_id_2"))
+    apart = int((~ties["tied"]).sum())
+    across = int((ties["tied"] & ~(one == two).fillna(False).astype(bool)).sum())
+    return (
+        f"same images: {across:,} pairs under different lesion ids, each kept in one split; "
+        f"{len(ties) - apart - across:,} more of one lesion id ({file})"
+        + (f"; {apart:,} kept apart by {OVERRULED}" if apart else "")
+    )
 
 
 def assign(
