@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from derm_rl.data.dermoscopy import read_columns
+from derm_rl.data import columns
 from derm_rl.data.table import TableError, few
 from derm_rl.prompts import ARTIFACTS
 
@@ -132,10 +132,13 @@ def _pair(one: str, two: str) -> tuple[str, str]:
 
 def overruled(file: Path) -> dict[tuple[str, str], tuple[bool, str]]:
     """What a person says of pairs of images: the same or not, and the file and line."""
-    rows = read_columns(file, ["image_id_1", "image_id_2", "same"], "image_id_1")
+    needed = {name: (name,) for name in ("image_id_1", "image_id_2", "same")}
+    rows = columns.read(file, columns.Columns(needed, {}, {}), [])
     out: dict[tuple[str, str], tuple[bool, str]] = {}
-    for line, row in enumerate(rows.fillna("").itertuples(index=False), start=2):
-        one, two, said = row.image_id, row.image_id_2.strip(), row.same.strip().lower()
+    for line, row in rows[list(needed)].fillna("").iterrows():
+        one, two, said = row["image_id_1"], row["image_id_2"], row["same"].lower()
+        if not one:
+            raise TableError(f"{file}: line {line}, column 'image_id_1' is empty")
         if not two or one == two:
             raise TableError(
                 f"{file}: line {line}, column 'image_id_2': expected the id of another image than "
@@ -143,7 +146,7 @@ def overruled(file: Path) -> dict[tuple[str, str], tuple[bool, str]]:
             )
         if said not in ("yes", "no"):
             raise TableError(
-                f"{file}: line {line}, column 'same': expected yes or no; found {row.same!r}"
+                f"{file}: line {line}, column 'same': expected yes or no; found {row['same']!r}"
             )
         answer = (said == "yes", f"{file}, line {line}")
         if out.setdefault(_pair(one, two), answer)[0] != answer[0]:
