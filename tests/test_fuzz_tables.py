@@ -22,7 +22,7 @@ from derm_rl.data import ham10000, isic2019, open_access
 from derm_rl.data.columns import Columns, known, stems
 from derm_rl.data.table import TableError
 
-EXAMPLES = int(os.environ.get("DERM_RL_FUZZ_EXAMPLES", "60"))  # of each of the eleven tables
+EXAMPLES = int(os.environ.get("DERM_RL_FUZZ_EXAMPLES", "40"))  # of each of the eleven tables
 Reader = Callable[[Path], tuple]
 AGE = {"age", "age_band", "age_midpoint"}
 

@@ -286,9 +286,10 @@ def _without_doubles(file: Path, header: list[str], frame: pd.DataFrame) -> pd.D
             if counted or values.str.strip().eq("").all():
                 continue
             name = f"unnamed_{number + 1}"
+        values = each(values, clean)
         if name in kept and not kept[name].equals(values):
             raise TableError(f"{file}: two columns {name!r}, and they differ; keep one of them")
-        kept[name] = each(values, clean)
+        kept[name] = values
     return pd.DataFrame(kept, index=frame.index)
 
 
