@@ -211,6 +211,39 @@ def test_a_subset_is_of_whole_lesions(files):
     assert found == {lesion: sizes[lesion] for lesion in found}
 
 
+def test_images_that_show_the_same_are_reported_and_stay_in_one_split(files, capsys):
+    with zipfile.ZipFile(files / "HAM10000_images.zip") as archive:
+        content = {m: archive.read(m) for m in archive.namelist()}
+    ids = [f"ISIC_{k:07d}" for k in (0, 1, 2, 3)]
+    shown = Image.fromarray(phantom.render_path("phantom::1/4/MEL/hair", 120))
+    for name, angle in zip(ids, (0, 90, 180, 90), strict=True):
+        out = io.BytesIO()
+        shown.rotate(angle).save(out, "JPEG", quality=90)
+        content[f"{name}.jpg"] = out.getvalue()
+    with zipfile.ZipFile(files / "HAM10000_images.zip", "w") as archive:
+        for member, image in content.items():
+            archive.writestr(member, image)
+    (files / "same_images.csv").write_text(
+        "image_id_1,image_id_2,same,by\n" + "".join(f"{ids[3]},{i},no,Ada\n" for i in ids[:3])
+    )
+    settings = ham_config(files)
+    folder = data.prepare(settings, progress=False)
+    assert (
+        "same images: 3 pairs under different lesion ids, each kept in one split; 0 more of one "
+        "lesion id (data_same_images.csv); 3 kept apart by same_images.csv\n"
+    ) in capsys.readouterr().out
+    ties = pd.read_csv(settings.figures_dir / "data_same_images.csv")
+    assert ties["tied"].tolist().count(True) == 3 and (ties["score"].dropna() > 0.8).all()
+    assert ties.equals(pd.read_csv(folder / "data_same_images.csv"))
+    frame = data.load(settings).frame.set_index("image_id")
+    assert frame.loc[ids, "same_image_as"].fillna("").tolist() == ["", ids[0], ids[0], ""]
+    found = data.load(settings)
+    by_lesion = found.frame["lesion_id"].map({f"HAM_{k}": "HAM_0" for k in (0, 1, 2)})
+    together = found.frame["split"][by_lesion.notna()]  # each lesion has another image, too
+    assert len(together) == 6 and together.nunique() == 1
+    assert data.summary(found).loc["all", "lesions"] == 38
+
+
 def test_settings_that_do_not_fit_the_data(files, tmp_path):
     with pytest.raises(config.ConfigError, match="artifacts: unknown name 'hairs'; did you mean"):
         phantom_config("data.artifacts=[hairs]")
