@@ -213,5 +213,5 @@ def test_what_cannot_be_meant_names_row_and_column(tmp_path, twins, rows, messag
 
 def test_a_column_that_is_missing_is_named(tmp_path, twins):
     (tmp_path / "same_images.csv").write_text("image_id_1,image_id_2\na,b\n")
-    with pytest.raises(TableError, match=r"same_images.csv: missing columns same; found"):
+    with pytest.raises(TableError, match=r"same_images.csv: column 'same' is missing; found"):
         splits.with_ties(twins, [tmp_path])
