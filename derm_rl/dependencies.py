@@ -61,7 +61,7 @@ def files_under(folder: Path, exclude: Iterable[str] = ()) -> dict[str, str]:
 
 def fingerprint(folder: Path) -> dict[str, Any]:
     """Name and size of every file of a data folder; tables by content. Quick on many gigabytes."""
-    tables = (".csv", ".tab", "")  # HAM10000_metadata comes with any of these
+    tables = (".csv", ".tab", ".tsv", "")  # HAM10000_metadata comes with any of these
     return {
         path.relative_to(folder).as_posix(): (
             file_hash(path) if path.suffix in tables else path.stat().st_size

@@ -20,7 +20,7 @@ from derm_rl.captions import (
     measured,
     store,
 )
-from derm_rl.data import dermoscopy, images, table
+from derm_rl.data import columns, dermoscopy, images, table
 from derm_rl.data.open_access import layout
 from derm_rl.data.table import TableError
 
@@ -214,9 +214,8 @@ def test_files_of_every_ending_are_found_and_used_by_both_kinds_of_readers(tmp_p
     assert len(kept) == len(names)
     with pytest.raises(TableError, match=r"1 images \(bad\): image cannot be decoded"):
         layout.without_damage(frame, dermoscopy.Exclusions("raise"))
-    texts = pd.DataFrame({"image_id": ["x/1.WebP", "b.TIFF", "c.v2"]})
-    ids = layout.with_ids(texts, texts["image_id"], tmp_path)["image_id"].tolist()
-    assert ids == ["1", "b", "c.v2"]
+    texts = pd.Series(["x/1.WebP", "b.TIFF", "c.v2"], dtype="string")
+    assert columns.stems(texts).tolist() == ["1", "b", "c.v2"]
 
 
 # -------------------------------------------------------------------------------------- limits

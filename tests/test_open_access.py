@@ -811,7 +811,8 @@ def test_an_image_too_small_to_show_anything_is_a_defect(tmp_path, size):
 
     file = tmp_path / "tiny.png"
     Image.new("RGB", size).save(file)
-    assert f"image of {size[0]} × {size[1]} pixels, 16 are needed" == layout.damage(str(file))
+    said = f"image cannot be used ({size[0]} × {size[1]} pixels, expected 16 or more a side)"
+    assert layout.damage(str(file)) == said
     frame = pd.DataFrame({"image_id": ["a"], "path": [str(file)]})
     with pytest.raises(TableError, match=r"tiny\.png: .* pixels"):
         store.prepare(frame, tmp_path / "parts", 256, 256, progress=False)
