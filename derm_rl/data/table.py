@@ -124,8 +124,9 @@ def _within(
 
 
 def few(values: Sequence) -> str:
-    """The first five values, and how many more there are."""
-    shown = ", ".join(map(str, list(values[:5])))
+    """The first five values, each at most 300 characters of it, and how many more there are."""
+    texts = [str(value) for value in values[:5]]
+    shown = ", ".join(t if len(t) <= 300 else f"{t[:300]}…" for t in texts)
     return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "")
 
 
