@@ -116,9 +116,7 @@ def test_what_was_looked_at_once_is_not_decoded_again(tmp_path, twins, monkeypat
 
 def test_the_lesions_that_ham10000_has_twice_and_its_look_alikes(ham10000_root):
     twice = "25226 30074 27027 29036 33421 33481 33556 32634 25387 29880"
-    alike = (
-        "25635 26838 30703 32852 26660 26657 33252 33283 32886 24704 26141 29493"
-    )
+    alike = "25635 26838 30703 32852 26660 26657 33252 33283 32886 24704 26141 29493"
     ids = [f"ISIC_{int(i):07d}" for i in (twice + " " + alike).split()]
     images = ham10000.find_images(ham10000_root, "HAM10000_images*")
     frame = pd.DataFrame({"image_id": ids, "path": [images[i] for i in ids]}, dtype="string")
