@@ -97,13 +97,13 @@ def prepare(config: Config, progress: bool = True) -> Path:
     frame, excluded = read_source(config)
     notes = excluded.attrs.get("notes", [])
     shares = config.data.split.model_dump()
+    if config.data.source != "phantom" and (config.data.images or len(frame)) < len(frame):
+        frame = _subset(frame, config.data.images, config.seed)
     if config.data.source != "phantom":
         cache = paths.RUNS / "same_images" / f"{config.data.source}.npz"
         frame, ties = splits.with_ties(frame, [config.data_root], cache, progress)
         for place in (folder, config.figures_dir):
             write_csv(place / SAME_IMAGES, ties)
-    if config.data.source != "phantom" and (config.data.images or len(frame)) < len(frame):
-        frame = _subset(frame, config.data.images, config.seed)
     strata = ["diagnosis", *choose_vocabulary(frame, config).artifacts]
     frame["split"] = splits.assign(frame, shares, config.seed, strata)
     rank = frame["split"].map({name: i for i, name in enumerate(shares)})
