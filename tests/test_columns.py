@@ -11,7 +11,8 @@ from PIL import Image
 
 from derm_rl import config, data
 from derm_rl.captions import sources
-from derm_rl.data import columns, ham10000, isic2019, open_access
+from derm_rl.data import columns, ham10000, isic2019
+from derm_rl.data.open_access import reading as open_access
 from derm_rl.data.table import TableError
 
 IDS = [f"ISIC_002000{i}" for i in range(4)]

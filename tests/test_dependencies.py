@@ -21,7 +21,8 @@ from derm_rl import dependencies, paths, prompts
 from derm_rl.captions import ledger, measured, pairs, store
 from derm_rl.captions.ledger import Ledger, LedgerError
 from derm_rl.captions.schema import Answer, Prompt, Question, Reply, Request
-from derm_rl.data import open_access, table
+from derm_rl.data import table
+from derm_rl.data.open_access import reading as open_access
 from derm_rl.dependencies import SOURCES, import_closure
 from derm_rl.evaluation import generation
 from derm_rl.io import is_set_aside
@@ -81,7 +82,8 @@ def widest(sources) -> set[str]:
 def test_every_cache_names_the_module_that_fills_it():
     assert set(CACHES) == {
         "derm_rl.base", "derm_rl.captions.measured", "derm_rl.captions.store",
-        "derm_rl.classifier.training", "derm_rl.data.phantom", "derm_rl.ddpo.trainer",
+        "derm_rl.classifier.training", "derm_rl.data.phantom", "derm_rl.data.same",
+        "derm_rl.ddpo.trainer",
         "derm_rl.evaluation.generation", "derm_rl.finetune",
     }  # fmt: skip
     with pytest.raises(ValueError, match="no module"):
@@ -97,7 +99,7 @@ def test_a_closure_holds_nothing_that_cannot_be_imported(root):
 USED = {
     "derm_rl.captions.store": """
 from derm_rl.captions import store
-from derm_rl.data import open_access
+from derm_rl.data.open_access import reading as open_access
 from PIL import Image
 frame = open_access.read("phantom", None, images=1, seed=3)[0]
 before = {n for n in sys.modules if n.startswith("derm_rl.data.open_access")}

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from derm_rl import paths
 from derm_rl.__main__ import app
-from derm_rl.data import fetch, open_access
+from derm_rl.data import fetch
 from derm_rl.data.fetch import FetchError
+from derm_rl.data.open_access import reading as open_access
 
 CONTENT = {
     "metadata.csv": b"img_id\nx.png\n" * 1000,

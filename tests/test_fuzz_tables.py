@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from derm_rl.data import ham10000, isic2019, open_access
+from derm_rl.data import ham10000, isic2019
 from derm_rl.data.columns import Columns, known, stems
+from derm_rl.data.open_access import reading as open_access
 from derm_rl.data.table import TableError
 
 EXAMPLES = int(os.environ.get("DERM_RL_FUZZ_EXAMPLES", "40"))  # of each of the eleven tables

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from derm_rl.data import columns, licences, open_access, table
+from derm_rl.data import columns, licences, table
 from derm_rl.data.open_access import labels, layout, values
+from derm_rl.data.open_access import reading as open_access
 from derm_rl.data.table import TableError
 
 

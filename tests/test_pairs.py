@@ -22,7 +22,8 @@ from derm_rl.captions.ledger import Ledger
 from derm_rl.captions.schema import PAIR_COLUMNS, Answer, Reply
 from derm_rl.captions.verdicts import Store as Verdicts
 from derm_rl.captions.verdicts import Verdict
-from derm_rl.data import open_access, table
+from derm_rl.data import table
+from derm_rl.data.open_access import reading as open_access
 from derm_rl.io import read_csv, read_json, write_json
 
 SMALL = ("captions.images=24", "captions.image_size=48", "captions.measured_size=48")

@@ -10,7 +10,8 @@ import pandas as pd
 from derm_rl import paths
 from derm_rl.captions import store
 from derm_rl.captions.store import Store
-from derm_rl.data import NOTES, open_access, splits, table
+from derm_rl.data import NOTES, splits, table
+from derm_rl.data.open_access import reading
 from derm_rl.io import write_atomic, write_csv
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def read(config: Config, verify: bool = True) -> tuple[pd.DataFrame, pd.DataFram
     settings, frames, left_out, notes = config.captions, [], [], []
     for name in settings.sources:
         seed = settings.phantom_seed if name == "phantom" else config.seed
-        frame, excluded = open_access.read(
+        frame, excluded = reading.read(
             name,
             folder_of(config, name),
             on_error=settings.on_error,

@@ -9,7 +9,7 @@ import pandas as pd
 from derm_rl import provenance
 from derm_rl.captions import diagnoses
 from derm_rl.captions.agreement import wilson
-from derm_rl.data import open_access
+from derm_rl.data.open_access import reading
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def counts(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Images, lesions, patients and pairs by source and modality; the last row is the total."""
-    found = open_access.counts(frame)
+    found = reading.counts(frame)
     by = ["source", "modality"]
     each = pairs[by].astype("string").groupby(by, dropna=False).size().rename("pairs")
     found = found.merge(each.reset_index(), on=by, how="left")
