@@ -421,6 +421,18 @@ def test_what_shares_a_patient_a_lesion_or_an_image_is_in_one_split():
     assert (export.split(frame, export.SHARES, 1) != found).any()
 
 
+def test_a_release_keeps_together_what_the_table_of_images_ties(tmp_path):
+    images, pairs = make(12)
+    shares, first = {"train": 0.5, "test": 0.5}, images["image_id"]
+    alone = dict(zip(pairs["image_id"], export.split(pairs, shares, 0), strict=True))
+    other = next(i for i in first if alone[i] != alone[first[0]])
+    images["same_image_as"] = pd.array([pd.NA] * 12, dtype="string")
+    images.loc[first == other, "same_image_as"] = first[0]
+    folder = released(tmp_path / "r", images, pairs, shares=shares)
+    found = pd.read_csv(folder / "provenance.csv").set_index("image_id")["split"]
+    assert set(found[other]) == set(found[first[0]]) and found.nunique() == 2
+
+
 def test_shares_are_met_and_small_sets_fill_every_split():
     images, pairs = make(400)
     found = export.split(pairs, {"train": 0.8, "validation": 0.1, "test": 0.1}, 0)

@@ -33,8 +33,8 @@ from derm_rl import dependencies
 from derm_rl.data import images, table
 from derm_rl.io import atomic_path, cannot_read, passing, set_aside
 
-# Least score of a pair. Of HAM10000's pairs under different lesion ids, the 21 above it are the
-# same lesions to the eye, and 0.13 is the highest of others; noise without detail reaches 0.2.
+# Least score of a pair. Of HAM10000's pairs under different lesion ids, the 21 above it are one
+# lesion to the eye, and 0.13 is the highest of others; noise without any detail reaches 0.2.
 SAME = 0.22
 SIDE = 96  # pixels of the thumbnails; hairs of a 150 px field are still seen
 NEIGHBOURS = 6, 4  # candidates of each image by spectrum and by layout
