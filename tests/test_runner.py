@@ -383,7 +383,7 @@ def test_after_kills_nothing_that_was_answered_is_asked_again(tmp_path, processe
             )
         assert 0 < len(_answered(path)) < count
         with Ledger(path) as ledger:
-            run(teacher, map(question, range(count)), ledger, timeout=1.0)
+            run(teacher, map(question, range(count)), ledger, timeout=3.0)
             replies = {
                 r.question.text: a
                 for r, _, a in replay(teacher, map(question, range(count)), ledger)
@@ -423,7 +423,7 @@ def test_a_faulty_server_every_request_ends_with_the_right_status(ledger):
     with FaultServer(Faults(share=0.4, service=0.05)) as server:
         teacher = ProviderTeacher("test:model", base_url=server.url, price=(1.0, 2.0))
         requests = [question(i) for i in range(300)]
-        summary = run(teacher, requests, ledger, timeout=1.5, attempts=12)
+        summary = run(teacher, requests, ledger, timeout=4.0, attempts=12)
         logs, stats = server.by_text(), server.stats()
         for request, _, got in replay(teacher, requests, ledger):
             assert got.status == logs[request.question.text].status, logs[request.question.text]
