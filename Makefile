@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab figures base bench
+.PHONY: help setup reproduce test test-all lab figures base bench
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 12
 	@echo
 	@echo "make reproduce PRESET=ham10000 ARGS='--data-root DIR'   runs another preset"
 
@@ -40,6 +40,9 @@ test: $(READY) ## ruff, pytest, and nbval over the notebooks at the smoke preset
 	@rm -rf runs/test
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+test-all: export DERM_RL_FUZZ_EXAMPLES := 100
+test-all: test ## the same, with more than 2,000 files tried by the readers' fuzz tests
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
