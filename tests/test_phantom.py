@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from derm_rl.data import phantom, phantom_render, phantom_scene, table
+from derm_rl.data import phantom, phantom_brush, phantom_render, phantom_scene, table
 
 CROWDED = dict.fromkeys(phantom_scene.PAPER_PREVALENCE, 0.5)
 
@@ -81,7 +81,7 @@ def test_hairs_are_where_they_were_drawn_and_nowhere_else():
         clean = phantom_render.render(without, 128)[0].astype(int)
         changed = np.abs(image - clean).max(-1) > 8
         assert 0.01 < changed.mean() < 0.4
-        curves = [phantom_render._bezier(np.reshape(h[:6], (3, 2)), 200) for h in with_hair.hairs]
+        curves = [phantom_brush.bezier(np.reshape(h[:6], (3, 2)), 200) for h in with_hair.hairs]
         every = np.concatenate(curves)
         points = every[((every > 0.02) & (every < 0.98)).all(1)]
         x, y = (points * 128).astype(int).T

@@ -15,7 +15,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from derm_rl.data import phantom_render
+from derm_rl.data import phantom_decoys, phantom_render
 from derm_rl.data.phantom_scene import (
     ARTIFACTS,
     FINDINGS,
@@ -29,23 +29,31 @@ from derm_rl.data.phantom_scene import (
 )
 
 
-def path_of(seed: int, index: int, diagnosis: str, artifacts: Iterable[str]) -> str:
+def path_of(
+    seed: int, index: int, diagnosis: str, artifacts: Iterable[str], decoys: Iterable[str] = ()
+) -> str:
     """Address of a phantom image in a table: it holds all that :func:`scene` needs."""
-    return f"phantom::{seed}/{index}/{diagnosis}/{'+'.join(artifacts) or 'none'}"
+    shown = [f"{seed}/{index}/{diagnosis}/{'+'.join(artifacts) or 'none'}", "+".join(decoys)]
+    return "phantom::" + "/".join(part for part in shown if part)
 
 
 def scene_at(path: str) -> Scene:
     """Inverse of :func:`path_of`."""
     try:
-        seed, index, diagnosis, artifacts = path.removeprefix("phantom::").split("/")
+        seed, index, diagnosis, artifacts, *decoys = path.removeprefix("phantom::").split("/")
         names = [] if artifacts == "none" else artifacts.split("+")
         if unknown := set(names) - set(ARTIFACTS):
             raise ValueError(f"unknown artifacts {sorted(unknown)}")
-        return scene(int(seed), int(index), diagnosis, names)
+        shown = decoys[0].split("+") if decoys else []
+        if unknown := set(shown) - {*phantom_decoys.FAMILIES, *phantom_decoys.HELD_OUT}:
+            raise ValueError(f"unknown decoys {sorted(unknown)}")
+        if decoys[1:]:
+            raise ValueError(f"{decoys[1:]} after the decoys")
+        return scene(int(seed), int(index), diagnosis, names, shown)
     except ValueError as error:
         raise ValueError(
-            f"{path!r} is no phantom address: expected "
-            f"'phantom::<seed>/<index>/<MEL|NV>/<artifact+artifact|none>' ({error})"
+            f"{path!r} is no phantom address: expected 'phantom::<seed>/<index>/<MEL|NV>/"
+            f"<artifact+artifact|none>[/<decoy+decoy>]' ({error})"
         ) from error
 
 

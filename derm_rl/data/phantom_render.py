@@ -7,16 +7,15 @@ Lengths in the scene are in image sides, so 64 px and 256 px show the same pictu
 from __future__ import annotations
 
 import colorsys
-from functools import lru_cache
+from functools import partial
 
 import numpy as np
-from PIL import Image, ImageDraw
-from scipy.ndimage import zoom
+from PIL import ImageDraw
 from skimage.color import lab2rgb
 
-from derm_rl.data.phantom_scene import COLOURS, Scene, border_radius
-
-_LINES = 4  # thin lines are drawn this many times larger and averaged down: smooth at any angle
+from derm_rl.data import phantom_decoys
+from derm_rl.data.phantom_brush import bezier, blend, grid, noise, shrink, sigmoid, strokes
+from derm_rl.data.phantom_scene import COLOURS, Scene, border_radius, decoy_rng, ghost
 
 
 def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,62 +23,24 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     factor = 2 if size <= 128 else 1  # small images are drawn twice as large and averaged down
     n = size * factor
     rng = np.random.default_rng([scene.texture_seed, scene.index])
-    y, x = _grid(n)
+    y, x = grid(n)
     rho, theta = _lesion_polar(scene, x, y)
     inside = rho < 1.0
 
     image = _skin(scene, n, rng)
     image = _lesion(image, scene, rho, theta, n, rng)
+    if scene.decoys:  # under the artifacts: no decoy hides a true one
+        painters = [partial(f, scene=ghost(scene), n=n) for f in (_ruler, _ink, _hairs)]
+        painters.append(partial(_bubbles, scene=ghost(scene), x=x, y=y))
+        image = phantom_decoys.draw(image, scene.decoys, decoy_rng(scene), painters)
     image = _ruler(image, scene, n)
     image = _ink(image, scene, n)
     image = _hairs(image, scene, n)
     image = _bubbles(image, scene, x, y)
     image = _optics(image, scene, x, y, rng)
 
-    image, inside = _shrink(image, factor), _shrink(inside.astype(np.float32), factor) >= 0.5
+    image, inside = shrink(image, factor), shrink(inside.astype(np.float32), factor) >= 0.5
     return (image * 255 + 0.5).clip(0, 255).astype(np.uint8), inside
-
-
-@lru_cache(maxsize=4)
-def _grid(n: int) -> tuple[np.ndarray, np.ndarray]:
-    axis = ((np.arange(n) + 0.5) / n).astype(np.float32)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    return y, x
-
-
-def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    if factor == 1:
-        return image
-    h, w = image.shape[0] // factor, image.shape[1] // factor
-    return image.reshape(h, factor, w, factor, *image.shape[2:]).mean((1, 3))
-
-
-def _noise(rng: np.random.Generator, n: int, cells: int) -> np.ndarray:
-    """Smooth noise (n, n) of about unit variance with ``cells`` features across."""
-    return zoom(rng.normal(size=(cells, cells)).astype(np.float32), n / cells, order=1)[:n, :n]
-
-
-def _blend(image: np.ndarray, colour: object, alpha: np.ndarray) -> np.ndarray:
-    alpha = alpha[..., None]
-    return image * (1 - alpha) + np.asarray(colour, np.float32) * alpha
-
-
-def _sigmoid(value: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(value, -30, 30)))
-
-
-def _strokes(n: int, draw: object) -> np.ndarray:
-    """Alpha (n, n) of lines that ``draw(ImageDraw, side)`` puts on an enlarged canvas."""
-    side = n * (_LINES if n <= 256 else 2)
-    canvas = Image.new("L", (side, side))
-    draw(ImageDraw.Draw(canvas), side)
-    return np.asarray(canvas.reduce(side // n), np.float32) / 255
-
-
-def _bezier(points: np.ndarray, steps: int = 24) -> np.ndarray:
-    """Points (steps, 2) on the quadratic Bézier curve with three control points (3, 2)."""
-    t = np.linspace(0, 1, steps)[:, None]
-    return (1 - t) ** 2 * points[0] + 2 * t * (1 - t) * points[1] + t**2 * points[2]
 
 
 # --------------------------------------------------------------------------- skin and lesion
@@ -87,8 +48,8 @@ def _bezier(points: np.ndarray, steps: int = 24) -> np.ndarray:
 
 def _skin(scene: Scene, n: int, rng: np.random.Generator) -> np.ndarray:
     colour = lab2rgb(np.array(scene.skin_lab, np.float64)).astype(np.float32)
-    shade = 1 + 0.025 * _noise(rng, n, 5) + 0.03 * _noise(rng, n, 40)
-    redness = 0.02 * _noise(rng, n, 7)
+    shade = 1 + 0.025 * noise(rng, n, 5) + 0.03 * noise(rng, n, 40)
+    redness = 0.02 * noise(rng, n, 7)
     image = np.clip(colour, 0.05, 0.97) * shade[..., None]
     image[..., 0] += redness
     image[..., 1:] -= 0.4 * redness[..., None]
@@ -115,17 +76,17 @@ def _lesion(
     u, v = rho * np.cos(theta), rho * np.sin(theta)  # in lesion radii
     soft = scene.softness / scene.radius
     skin = image.mean((0, 1))
-    rough, fine = _noise(rng, n, 9), _noise(rng, n, 24)
+    rough, fine = noise(rng, n, 9), noise(rng, n, 24)
     colour = _tint(COLOURS[scene.colours[0]], skin) * (1 + 0.07 * rough + 0.08 * fine)[..., None]
     for name, (px, py, r) in zip(scene.colours[1:], scene.patches, strict=True):
         distance = np.hypot(u - px, v - py) / r + 0.22 * rough + 0.1 * fine
-        colour = _blend(colour, _tint(COLOURS[name], skin), 0.93 * _sigmoid((1 - distance) / 0.13))
+        colour = blend(colour, _tint(COLOURS[name], skin), 0.93 * sigmoid((1 - distance) / 0.13))
     colour = _structures(colour, scene, u, v, rho, rough)
-    alpha = 0.95 * _sigmoid((1 - rho + 0.03 * fine) / soft)
+    alpha = 0.95 * sigmoid((1 - rho + 0.03 * fine) / soft)
     for angle, length in scene.streaks:
         off = np.abs(np.angle(np.exp(1j * (theta - angle)))) * rho
-        reach = _sigmoid((1 + length - rho) / 0.03) * (rho > 0.8)
-        alpha = np.maximum(alpha, 0.9 * reach * _sigmoid((0.055 - off) / 0.015))
+        reach = sigmoid((1 + length - rho) / 0.03) * (rho > 0.8)
+        alpha = np.maximum(alpha, 0.9 * reach * sigmoid((0.055 - off) / 0.015))
     return image * (1 - alpha[..., None]) + colour * alpha[..., None]
 
 
@@ -149,15 +110,15 @@ def _structures(
         for k in range(3):
             a = k * np.pi / 3
             waves += np.cos(2 * np.pi * 4.2 * (u * np.cos(a) + v * np.sin(a)) + bend)
-        lines = _sigmoid(-(waves + 0.4) * 2.5)
+        lines = sigmoid(-(waves + 0.4) * 2.5)
         colour = colour * (1 - 0.55 * scene.network * lines)[..., None]
     for gx, gy, r in scene.globules:
-        dot = _sigmoid((r - np.hypot(u - gx, v - gy)) / 0.015)
+        dot = sigmoid((r - np.hypot(u - gx, v - gy)) / 0.015)
         colour = colour * (1 - 0.6 * dot)[..., None]
     if scene.blue_white_veil:
         a = scene.patches[0] if scene.patches else (0.0, 0.0, 0.4)
-        veil = 0.75 * _sigmoid((0.55 - np.hypot(u + a[0] * 0.6, v + a[1] * 0.6)) / 0.08)
-        colour = _blend(colour, (0.52, 0.57, 0.70), veil)
+        veil = 0.75 * sigmoid((0.55 - np.hypot(u + a[0] * 0.6, v + a[1] * 0.6)) / 0.08)
+        colour = blend(colour, (0.52, 0.57, 0.70), veil)
     return colour
 
 
@@ -170,14 +131,14 @@ def _hairs(image: np.ndarray, scene: Scene, n: int) -> np.ndarray:
 
     def draw(canvas: ImageDraw.ImageDraw, side: int) -> None:
         for *points, width, darkness in scene.hairs:
-            curve = [tuple(p) for p in _bezier(np.reshape(points, (3, 2)), 16) * side]
+            curve = [tuple(p) for p in bezier(np.reshape(points, (3, 2)), 16) * side]
             for part, thickness in ((slice(0, 7), 1.0), (slice(6, 12), 0.8), (slice(11, 16), 0.6)):
                 thickness = max(1, round(width * thickness * side))  # a hair thins to its tip
                 fill = int(255 * abs(darkness))
                 canvas.line(curve[part], fill=fill, width=thickness, joint="curve")
 
     gray_hair = scene.hairs[0][-1] < 0
-    return _blend(image, (0.78, 0.76, 0.74) if gray_hair else (0.07, 0.05, 0.04), _strokes(n, draw))
+    return blend(image, (0.78, 0.76, 0.74) if gray_hair else (0.07, 0.05, 0.04), strokes(n, draw))
 
 
 def _ruler(image: np.ndarray, scene: Scene, n: int) -> np.ndarray:
@@ -204,21 +165,21 @@ def _ruler(image: np.ndarray, scene: Scene, n: int) -> np.ndarray:
         corners = [(-0.1, -0.2), (1.1, -0.2), (1.1, 1.9 * tick), (-0.1, 1.9 * tick)]
         canvas.polygon([tuple(side * c for c in to_image(*p)) for p in corners], fill=120)
 
-    image = _blend(image, (0.88, 0.87, 0.85), _strokes(n, strip))
-    return _blend(image, (0.04, 0.04, 0.05), _strokes(n, draw))
+    image = blend(image, (0.88, 0.87, 0.85), strokes(n, strip))
+    return blend(image, (0.04, 0.04, 0.05), strokes(n, draw))
 
 
 def _ink(image: np.ndarray, scene: Scene, n: int) -> np.ndarray:
     for *points, width, hue, alpha in scene.ink:
 
         def draw(canvas: ImageDraw.ImageDraw, side: int, points=points, width=width) -> None:
-            curve = _bezier(np.reshape(points, (3, 2))) * side
+            curve = bezier(np.reshape(points, (3, 2))) * side
             r = width * side / 2
             for cx, cy in curve:  # round dabs: a felt tip has no square ends
                 canvas.ellipse([cx - r, cy - r, cx + r, cy + r], fill=255)
 
         colour = colorsys.hsv_to_rgb(hue, 0.75, 0.55)
-        image = _blend(image, colour, alpha * _strokes(n, draw))
+        image = blend(image, colour, alpha * strokes(n, draw))
     return image
 
 
@@ -226,12 +187,12 @@ def _bubbles(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray) -> n
     """Bright ring with a dark outline, a lighter inside and one highlight."""
     for cx, cy, r in scene.bubbles:
         distance = np.hypot(x - cx, y - cy)
-        image = _blend(image, (1, 1, 1), 0.16 * _sigmoid((r - distance) / 0.006))
+        image = blend(image, (1, 1, 1), 0.16 * sigmoid((r - distance) / 0.006))
         dark_rim = np.exp(-(((distance - r - 0.016) / 0.012) ** 2))
         rim = np.exp(-(((distance - r) / 0.011) ** 2))
         spot = np.exp(-(((x - cx + 0.4 * r) ** 2 + (y - cy + 0.4 * r) ** 2) / (0.22 * r) ** 2))
         image = image * (1 - 0.35 * dark_rim)[..., None]
-        image = _blend(image, (1.0, 0.99, 0.98), np.clip(0.85 * rim + 0.9 * spot, 0, 0.95))
+        image = blend(image, (1.0, 0.99, 0.98), np.clip(0.85 * rim + 0.9 * spot, 0, 0.95))
     return image
 
 
@@ -242,5 +203,5 @@ def _optics(
     r = np.hypot(x - 0.5, y - 0.5)
     image = image * (1 - scene.vignette * (r / 0.707) ** 2)[..., None]
     if scene.dark_corner:
-        image = image * (1 - 0.95 * _sigmoid((r - scene.dark_corner) / 0.012))[..., None]
+        image = image * (1 - 0.95 * sigmoid((r - scene.dark_corner) / 0.012))[..., None]
     return image + rng.normal(0, 0.012, image.shape).astype(np.float32)

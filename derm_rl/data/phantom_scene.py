@@ -43,7 +43,7 @@ COLOURS = {
 }
 SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "scalp", "foot")
 
-LESION, VIEW, FINDINGS = 1, 2, 3  # independent random streams of one seed
+LESION, VIEW, FINDINGS, DECOYS = 1, 2, 3, 4  # independent random streams of one seed
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Scene:
     dark_corner: float  # radius of the bright field; 0 if absent
     vignette: float
     texture_seed: int
+    decoys: tuple[str, ...] = ()  # families of :mod:`phantom_decoys`: what is no artifact
 
 
 def lesion_index(index: int) -> int:
@@ -98,8 +99,13 @@ def draw_findings(
     return diagnosis, present
 
 
-def scene(seed: int, index: int, diagnosis: str, artifacts: Iterable[str]) -> Scene:
-    """Draw all parameters of one image. Same arguments, same scene, on every machine."""
+def scene(
+    seed: int, index: int, diagnosis: str, artifacts: Iterable[str], decoys: Iterable[str] = ()
+) -> Scene:
+    """Draw all parameters of one image. Same arguments, same scene, on every machine.
+
+    Decoys change nothing else: the same image without them is the same scene.
+    """
     artifacts = tuple(a for a in ARTIFACTS if a in set(artifacts))
     if diagnosis not in ("MEL", "NV"):
         raise ValueError(f"phantom diagnosis must be 'MEL' or 'NV', got {diagnosis!r}")
@@ -114,8 +120,19 @@ def scene(seed: int, index: int, diagnosis: str, artifacts: Iterable[str]) -> Sc
         lesion_index=lesion_index(index),
         diagnosis=diagnosis,
         artifacts=artifacts,
+        decoys=tuple(decoys),
         **(lesion | view),
     )
+
+
+def ghost(drawn: Scene) -> Scene:
+    """Another view with every artifact: where a faded one would be."""
+    return scene(drawn.seed, drawn.index + 500_000_000, drawn.diagnosis, ARTIFACTS)
+
+
+def decoy_rng(drawn: Scene) -> np.random.Generator:
+    """Random numbers of a scene's decoys, which nothing else draws from."""
+    return np.random.default_rng([drawn.seed, DECOYS, drawn.index])
 
 
 def border_radius(scene: Scene, theta: np.ndarray) -> np.ndarray:
