@@ -403,7 +403,7 @@ def _answered(path):
 
 def test_two_processes_share_a_ledger_and_ask_nothing_twice(tmp_path, processes):
     path, count = tmp_path / "ledger.sqlite", 300
-    with FaultServer(Faults(share=0.0, service=0.1)) as server:
+    with FaultServer(Faults(share=0.0, service=0.6)) as server:  # also a slow client fills it
         args = (path, server.url, count)
         both = [processes.Process(target=worker, args=args) for _ in range(2)]
         for process in both:
