@@ -76,12 +76,7 @@ def read(
             "source": "ham10000",
             "lesion_id": raw["lesion_id"],
             "diagnosis": code[raw.index],
-            "age": WANTED.get(raw, "age"),
-            "sex": values.sexes(WANTED.get(raw, "sex")),
-            "site": values.lower(WANTED.get(raw, "site")),
-            "skin_type": WANTED.get(raw, "skin_type"),
-            "licence": WANTED.get(raw, "licence").fillna(LICENCE),
-            "attribution": WANTED.get(raw, "attribution").fillna(ATTRIBUTION),
+            **layout.about(raw, WANTED, licence=LICENCE, attribution=ATTRIBUTION),
         }
     )
     frame = of_diagnoses(frame, diagnoses, file)

@@ -26,7 +26,7 @@ from derm_rl.data.dermoscopy import (
     table_file,
     unique,
 )
-from derm_rl.data.open_access import layout, values
+from derm_rl.data.open_access import layout
 from derm_rl.data.table import TableError, few, validate
 from derm_rl.prompts import DIAGNOSES
 
@@ -78,12 +78,7 @@ def read(
         {
             "image_id": about["image_id"],
             "lesion_id": about["lesion_id"],
-            "age": ABOUT.get(about, "age"),
-            "sex": values.sexes(ABOUT.get(about, "sex")),
-            "site": values.lower(ABOUT.get(about, "site")),
-            "skin_type": ABOUT.get(about, "skin_type"),
-            "licence": ABOUT.get(about, "licence").fillna(LICENCE),
-            "attribution": ABOUT.get(about, "attribution").fillna(ATTRIBUTION),
+            **layout.about(about, ABOUT, licence=LICENCE, attribution=ATTRIBUTION),
         }
     )
     told = layout.with_values(told, about_file, exclusions)

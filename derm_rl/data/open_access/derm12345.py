@@ -49,12 +49,7 @@ def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
             "patient_id": values.named(WANTED.get(raw, "patient_id"), "DERM12345_"),
             "diagnosis": labels.codes(*levels),
             "label": values.lower(WANTED.get(raw, "sub_class")),
-            "age": WANTED.get(raw, "age"),
-            "sex": values.sexes(WANTED.get(raw, "sex")),
-            "site": values.lower(WANTED.get(raw, "site")),
-            "skin_type": WANTED.get(raw, "skin_type"),
-            "licence": WANTED.get(raw, "licence"),
-            "attribution": WANTED.get(raw, "attribution"),
+            **layout.about(raw, WANTED),
         }
     ).join(layout.further(raw, WANTED))
     frame = layout.with_values(frame, files[0], exclusions)

@@ -42,12 +42,7 @@ def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
             "lesion_id": raw["lesion_id"],
             "diagnosis": ham10000.codes(raw),
             "label": said.replace(NAMES),
-            "age": wanted.get(raw, "age"),
-            "sex": values.sexes(wanted.get(raw, "sex")),
-            "site": values.lower(wanted.get(raw, "site")),
-            "skin_type": wanted.get(raw, "skin_type"),
-            "licence": wanted.get(raw, "licence"),
-            "attribution": wanted.get(raw, "attribution"),
+            **layout.about(raw, wanted),
             "dx": said,
         }
     ).join(layout.further(raw, wanted))

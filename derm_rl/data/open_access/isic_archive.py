@@ -62,12 +62,7 @@ def _rows(
             "diagnosis": labels.codes(*levels),
             "label": labels.first(*levels),
             "modality": modality[raw.index],
-            "age": wanted.get(raw, "age"),
-            "sex": values.sexes(wanted.get(raw, "sex")),
-            "site": values.lower(wanted.get(raw, "site")),
-            "skin_type": wanted.get(raw, "skin_type"),
-            "licence": wanted.get(raw, "licence"),
-            "attribution": wanted.get(raw, "attribution"),
+            **layout.about(raw, wanted),
         }
     ).join(layout.further(raw, wanted))
     frame = layout.with_values(frame, file, exclusions)

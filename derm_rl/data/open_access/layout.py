@@ -30,6 +30,19 @@ def one_row_each(frame: pd.DataFrame, file: Path, exclusions: Exclusions) -> pd.
     return unique(frame[~again], file, exclusions)
 
 
+def about(frame: pd.DataFrame, wanted: Columns, **otherwise: str) -> dict[str, pd.Series]:
+    """What a source says of person, site and rights, as far as its columns are known.
+
+    Keys age, sex, site, skin_type, licence, attribution; ``otherwise`` holds what is true of an
+    image of which the table says nothing (``licence="CC-BY-4.0"``).
+    """
+    kinds = {"sex": values.sexes, "site": values.lower}
+    told = ("age", "sex", "site", "skin_type", "licence", "attribution")
+    out = {name: wanted.get(frame, name) for name in told if name in wanted.all}
+    out |= {name: kinds[name](out[name]) for name in kinds if name in out}
+    return out | {name: out[name].fillna(text) for name, text in otherwise.items()}
+
+
 def further(frame: pd.DataFrame, wanted: Columns) -> pd.DataFrame:
     """What else was published of each image, as text, behind the common columns.
 

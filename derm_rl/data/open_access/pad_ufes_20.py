@@ -42,10 +42,7 @@ def read(root: Path, exclusions: Exclusions) -> pd.DataFrame:
             "patient_id": patient,
             "diagnosis": labels.codes(label),
             "label": label,
-            "age": WANTED.get(raw, "age"),
-            "sex": values.sexes(WANTED.get(raw, "sex")),
-            "site": values.lower(WANTED.get(raw, "site")),
-            "skin_type": WANTED.get(raw, "skin_type"),
+            **layout.about(raw, WANTED),
         }
     ).join(layout.further(raw, WANTED))
     frame = layout.with_values(frame, file, exclusions)
