@@ -137,6 +137,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "03_finetune_stable_diffusion": _TUNED,
     "04_ddpo": (*_TUNED, "classifier", "ddpo"),
     "05_alignment": (*_TUNED, "classifier", "ddpo", "alignment"),
+    "06_quality": (*_TUNED, "classifier", "ddpo", "alignment"),
     "09_image_text_pairs": ("seed", "captions"),
     "10_review_and_release": ("seed", "captions", "release"),
 }

@@ -41,6 +41,7 @@ PIPELINE = (
     Stage("03_finetune_stable_diffusion", ("01_data",)),
     Stage("04_ddpo", ("01_data", "02_reward_classifier", "03_finetune_stable_diffusion")),
     Stage("05_alignment", ("02_reward_classifier", "03_finetune_stable_diffusion", "04_ddpo")),
+    Stage("06_quality", ("02_reward_classifier", "05_alignment")),
     Stage("09_image_text_pairs"),
     Stage("10_review_and_release", ("09_image_text_pairs",)),
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from derm_rl import pipeline, prompts, training
-from derm_rl.evaluation import alignment, alignment_stage, generation
+from derm_rl.evaluation import alignment, alignment_stage, generation, panel
 
 NAMES = ["hair", "ink", "MEL"]
 FINDINGS = prompts.all_prompts(["MEL", "NV"], ["hair", "ink"])
@@ -298,7 +298,9 @@ def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, cap
     assert arrays["judge"][:16] == pytest.approx(Judge().predict(stage1), rel=1e-4)
     again = alignment_stage.headline(
         samples, pd.read_csv(folder / "attributes.csv"), config.alignment.bootstrap, config.seed
-    )
+    ) | panel.headline(samples, config.alignment.bootstrap, config.seed)
+    found = samples.loc[samples["model"] == "rl", ["rules_hair", "rules_ink"]].to_numpy(bool)
+    assert np.array_equal(panel.rules(rl, ["hair", "ink"]), found)
     assert set(again) == set(recorded)
     for name, found in again.items():
         got = [recorded[name][k] for k in ("value", "low", "high")]

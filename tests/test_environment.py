@@ -13,7 +13,7 @@ CONDA_NAMES = {"pytorch": "torch"}
 def _direct() -> dict[str, Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = project["dependencies"] + extras["notebooks"] + extras["test"]
+    lines = project["dependencies"] + extras["imagenet"] + extras["notebooks"] + extras["test"]
     return {canonicalize_name(Requirement(x).name): Requirement(x) for x in lines}
 
 

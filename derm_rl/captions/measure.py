@@ -170,6 +170,12 @@ def _view(image: np.ndarray) -> View:
     return View(image.astype(np.float32) / 255)
 
 
+def artifacts_in(image: np.ndarray) -> dict[str, bool]:
+    """Which of ``ARTIFACTS`` an image shows; takes and raises what :func:`measure` does."""
+    scores, _ = find(_view(image))
+    return {name: bool(scores[name] > 0) for name in ARTIFACTS}
+
+
 def find(view: View) -> tuple[dict[str, float], Lesion | None]:
     """Scores of the artifacts, and the lesion."""
     light = artifacts.lightness(view)

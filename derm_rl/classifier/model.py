@@ -135,6 +135,19 @@ class LabelClassifier(nn.Module):
         self.train(was_training)
         return out
 
+    @torch.no_grad()
+    def features(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Last features (N, C) float32 of images (N, H, W, 3) uint8, averaged over space."""
+        body = self.network.base_model
+        parts = [
+            body(pixel_values=self.pixel_values(as_tensor(images[i : i + batch_size])))
+            .last_hidden_state.mean((2, 3))
+            .cpu()
+            .numpy()
+            for i in range(0, len(images), batch_size)
+        ]
+        return np.concatenate(parts)
+
     def save(
         self,
         folder: str | Path,

@@ -170,7 +170,7 @@ def autoencoder_table(
 
 def best_guidance(
     pipeline: StableDiffusionPipeline,
-    judge: LabelClassifier,
+    classifier: LabelClassifier,
     findings: Sequence[prompts.Finding],
     images_per_prompt: int,
     seed: int,
@@ -182,6 +182,7 @@ def best_guidance(
     """Guidance scale with the best APR on a sample of its own; of equals, the smallest.
 
     Args:
+        classifier: the one that RL is rewarded by; what measures later must not choose.
         seed: must differ from the seed of the images measured later, or the choice is too rosy.
         out: file for the images while they are made (see :func:`generate`); removed afterwards.
         settings: further arguments of :func:`generate`.
@@ -189,7 +190,7 @@ def best_guidance(
     Returns:
         The scale, and a table: guidance_scale, n, each of ``MEASURES`` with bounds, chosen.
     """
-    names = judge.label_names
+    names = classifier.label_names
     wanted = wanted_labels(findings, images_per_prompt, names)
     texts = prompt_ids(findings, images_per_prompt)
     rows = []
@@ -198,7 +199,7 @@ def best_guidance(
         images = generate(
             pipeline, findings, images_per_prompt, seed, guidance_scale=scale, out=file, **settings
         )
-        correct = matches(judge.predict(images), wanted, names)
+        correct = matches(classifier.predict(images), wanted, names)
         row = {"guidance_scale": scale, "n": len(images)}
         for measure in MEASURES:
             row |= bootstrap.columns(measure, rate(correct[measure], texts, resamples, seed))

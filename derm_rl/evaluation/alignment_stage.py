@@ -1,13 +1,15 @@
-"""Stage 05: the same prompts and noise before and after RL, graded by the judge.
+"""Stage 05: the same prompts and noise before and after RL, graded by a panel.
 
-Each pipeline runs at the guidance scale that suits it best on a small sample of other seeds. Files:
+Each pipeline runs at the guidance scale that suits it best on a small sample of other seeds, by the
+reward classifier: nothing is chosen by what measures afterwards. Files:
 
 - ``images_stage1.npy``, ``images_rl.npy``: all images, uint8, prompts in their fixed order.
-- ``samples.csv``: one row per image: what was wanted, what judge and reward classifier saw. Its
+- ``samples.csv``: one row per image: what was wanted, what judge, reward and rules saw. Its
   third ``model``, ``truth``, are images that show what they should without any doubt: what the
   judge says of these is the most that a model can reach, short of drawing for the judge.
 - ``per_prompt.csv``, ``attributes.csv``, ``guidance.csv``: tables of
-  :mod:`derm_rl.evaluation.alignment` with a column ``model``.
+  :mod:`derm_rl.evaluation.alignment` with a column ``model``, by the judge.
+- ``panel.csv``: :func:`derm_rl.evaluation.panel.table`, by judge, rules and both.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 
 from derm_rl import classifier, data, pipeline, prompts, provenance
 from derm_rl.classifier.model import LabelClassifier
-from derm_rl.evaluation import alignment
+from derm_rl.evaluation import alignment, panel
 from derm_rl.evaluation.bootstrap import Interval
 from derm_rl.evaluation.generation import generate, image_seed
 from derm_rl.io import write_csv
@@ -61,10 +63,12 @@ def run(config: Config, progress: bool = True) -> Path:
         "guidance": pd.concat(scales, ignore_index=True),
         "per_prompt": _per_model(samples, alignment.prompt_table, config),
         "attributes": _per_model(samples, alignment.attribute_table, config),
+        "panel": panel.table(samples, config.alignment.bootstrap, config.seed),
     }
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     metrics = headline(samples, tables["attributes"], config.alignment.bootstrap, config.seed)
+    metrics |= panel.headline(samples, config.alignment.bootstrap, config.seed)
     provenance.record_metrics(
         config,
         STAGE,
@@ -111,7 +115,7 @@ def _measure(
     }
     scale, table = alignment.best_guidance(
         pipe,
-        judge,
+        reward,
         findings,
         settings.guidance_images_per_prompt,
         settings.seed + 1,  # other noise than that of the images measured below
@@ -177,6 +181,8 @@ def _graded(
     }
     for kind, values in columns.items():
         samples[[f"{kind}_{name}" for name in names]] = values
+    artifacts = [name for name in names if name in prompts.ARTIFACTS]
+    samples[[f"rules_{a}" for a in artifacts]] = panel.rules(images, artifacts).astype(int)
     return samples
 
 
@@ -237,9 +243,11 @@ def headline(
 def _summarize(metrics: dict[str, Interval], guidance: pd.DataFrame) -> None:
     chosen = guidance[guidance["chosen"]].set_index("model")["guidance_scale"]
     print("guidance " + ", ".join(f"{model} {scale:g}" for model, scale in chosen.items()))
-    for measure in (*alignment.MEASURES, "reward_judge_gap"):
+    names = ["panel.apr", "panel.rules.apr"]
+    names += [f"alignment.{measure}" for measure in (*alignment.MEASURES, "reward_judge_gap")]
+    for name in names:
         cells = []
         for column in (*MODELS, "gain", "truth"):
-            x = metrics[f"alignment.{measure}.{column}"]
+            x = metrics[f"{name}.{column}"]
             cells.append(f"{column} {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]")
-        print(f"{measure:17s}" + "   ".join(cells))
+        print(f"{name.removeprefix('alignment.'):17s}" + "   ".join(cells))

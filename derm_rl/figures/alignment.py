@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,4 +153,72 @@ def attributes(config: Config) -> Picture:
     row[0].set_ylabel("share of images, by the judge")
     row[1].legend(fontsize=8)
     save_fig(fig, "attributes", table, config)
+    return fig
+
+
+def panel(config: Config) -> Picture:
+    """APR by the judge, by the rules and by both; how often each finds an artifact asked for.
+
+    Where the judge sees what the rules do not, one of them is wrong: look, with :func:`audit`.
+    """
+    table = read_csv(config.require(STAGE) / "panel.csv")
+    models = MODELS | TRUTH
+    shown = [("apr", "all")]
+    shown += [("recall", a) for a in table["attribute"][table["measure"] == "recall"].unique()]
+    instruments = {"judge": ("judge", None), "rules": ("rules", "//")}
+    fig, (row,) = axes(1, len(shown), 1.75, 3.1, sharey=True)
+    for ax, (measure, attribute) in zip(row, shown, strict=True):
+        chosen = dict(instruments)
+        if measure == "apr":
+            chosen["panel"] = ("both", "xx")
+        for i, (instrument, (_, hatch)) in enumerate(chosen.items()):
+            for k, model in enumerate(models):
+                cell = table[
+                    (table["model"] == model) & (table["instrument"] == instrument)
+                    & (table["measure"] == measure) & (table["attribute"] == attribute)
+                ].iloc[0]  # fmt: skip
+                error = np.clip([[cell.value - cell.low], [cell.high - cell.value]], 0, None)
+                ax.bar(
+                    i + (k - 1) * 0.28, cell.value, 0.26, yerr=np.nan_to_num(error), capsize=1.5,
+                    color=COLOURS[model], hatch=hatch, edgecolor="white",
+                    error_kw={"linewidth": 0.8},
+                    label=models[model] if i == 0 else None,
+                )  # fmt: skip
+        ax.set_xticks(range(len(chosen)), [label for label, _ in chosen.values()], fontsize=8)
+        name = attribute.replace("_with_", " where\nalso asked: ").replace("_", " ")
+        ax.set_title("APR" if measure == "apr" else f"recall: {name}", fontsize=8)
+        ax.set_ylim(0, 1.05)
+        plain(ax)
+    row[0].set_ylabel("share of images")
+    row[-1].legend(fontsize=7, loc="lower left")
+    fig.suptitle(f"what the instruments see{note(config)}", fontsize=8)
+    save_fig(fig, "panel", table, config)
+    return fig
+
+
+def audit(config: Config, n: int = 64, columns: int = 8) -> Picture:
+    """Random images after RL that the judge calls right, enlarged: is everything there to the eye?
+
+    Write 1 or 0 beside each number into column ``visible`` of a copy of ``audit.csv``.
+    """
+    from derm_rl.evaluation.panel import audit_sample, hits
+
+    folder = config.require(STAGE)
+    samples = read_csv(folder / "samples.csv", dtype={"image_seed": "string"})
+    part = samples[samples["model"] == "rl"].reset_index(drop=True)
+    images = np.load(folder / "images_rl.npy", mmap_mode="r")
+    chosen = audit_sample(samples, n=n, seed=config.seed)
+    fig, grid = axes(max(1, -(-len(chosen) // columns)), columns, 1.5, 1.75)
+    places = [ax for line in grid for ax in line]
+    for ax in places:
+        ax.axis("off")
+    for number, (ax, row) in enumerate(zip(places, chosen, strict=False), start=1):
+        ax.axis("on")
+        text = caption(prompts.parse(part["prompt"][row]))
+        show(ax, images[row], f"{number}  ☐  {textwrap.fill(text, 24)}")
+    fig.suptitle(f"the judge says: exactly right{note(config)}", fontsize=9)
+    table = part.loc[chosen, ["prompt", "index", "image_seed"]]
+    table.insert(0, "number", range(1, len(chosen) + 1))
+    table["rules"] = hits(part)["rules"].to_numpy()[chosen].astype(int)
+    save_fig(fig, "audit", table, config)
     return fig

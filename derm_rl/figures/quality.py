@@ -1,0 +1,151 @@
+"""Figures of stage 06: stage 1 and RL against real images, and the images that fall out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from derm_rl import prompts
+from derm_rl.figures.alignment import COLOURS, MODELS
+from derm_rl.figures.canvas import Picture, axes, note, plain, save_fig, show, wrapped
+from derm_rl.io import read_csv, read_json
+
+if TYPE_CHECKING:
+    from derm_rl.config import Config
+
+STAGE = "06_quality"
+SPACES = {"judge": "the judge's features", "imagenet": "ImageNet's features"}
+MEASURES = ("precision", "recall", "density", "coverage")
+
+
+def _real(config: Config) -> str:
+    """What stands for real images: a phantom is never called one where it is shown."""
+    return "fresh phantoms" if config.data.source == "phantom" else "real images"
+
+
+def _table(config: Config) -> pd.DataFrame:
+    return read_csv(config.require(STAGE) / "quality.csv")
+
+
+def quality(config: Config) -> Picture:
+    """Precision, recall, density and coverage of stage 1 and RL, with what real images reach.
+
+    One panel a feature space; 95 % intervals. The line is the ceiling: images that were held out.
+    """
+    table = _table(config)
+    part = table[(table["group"] == "all") & table["measure"].isin(MEASURES)]
+    fig, (row,) = axes(1, len(SPACES), 4.4, 3.2, sharey=True)
+    for ax, (space, title) in zip(row, SPACES.items(), strict=True):
+        cells = part[part["features"] == space].set_index(["model", "measure"])
+        for k, (model, label) in enumerate(MODELS.items()):
+            found = cells.loc[model].loc[list(MEASURES)]
+            error = np.clip(
+                [found["value"] - found["low"], found["high"] - found["value"]], 0, None
+            )
+            ax.bar(
+                np.arange(len(MEASURES)) + (k - 0.5) * 0.36, found["value"], 0.34, yerr=error,
+                capsize=2, color=COLOURS[model], label=label, error_kw={"linewidth": 0.9},
+            )  # fmt: skip
+        top = cells.loc["held_out"].loc[list(MEASURES), "value"]
+        ax.hlines(
+            top, np.arange(len(MEASURES)) - 0.4, np.arange(len(MEASURES)) + 0.4, color="0.2",
+            linewidth=1.2, label=_real(config),
+        )  # fmt: skip
+        ax.set_xticks(range(len(MEASURES)), MEASURES)
+        ax.set_title(title, fontsize=9)
+        plain(ax)
+    row[0].set_ylim(0, None)
+    row[-1].legend(fontsize=8)
+    fig.suptitle(f"higher is better{note(config)}", fontsize=8)
+    save_fig(fig, "quality", table, config)
+    return fig
+
+
+def results_table(config: Config) -> Picture:
+    """The paper's table: distance to real images, diversity, alignment; stage 1 against RL.
+
+    FID and KID in both feature spaces (no Inception: the table names its features), LPIPS diversity
+    within prompts, and the APR by the judge, by the rules and by both.
+    """
+    stage5 = read_json(config.require("05_alignment") / "metrics.json")
+    stage6 = read_json(config.require(STAGE) / "metrics.json")
+    lines = [
+        ("APR, judge and rules agree ↑", "panel.apr", "truth"),
+        ("APR, judge alone ↑", "alignment.apr", "truth"),
+        ("APR, rules alone ↑", "panel.rules.apr", "truth"),
+        ("FID, judge's features ↓", "quality.judge.fid", "held_out"),
+        ("FID, ImageNet's features ↓", "quality.imagenet.fid", "held_out"),
+        ("KID, ImageNet's features ↓", "quality.imagenet.kid", "held_out"),
+        ("MMD, ImageNet's features ↓", "quality.imagenet.mmd", "held_out"),
+        ("coverage, judge's features ↑", "quality.judge.coverage", "held_out"),
+        ("coverage, ImageNet's features ↑", "quality.imagenet.coverage", "held_out"),
+        ("LPIPS diversity within prompts ↑", "quality.lpips.spread", "held_out"),
+    ]
+    metrics, rows = stage5 | stage6, []
+    for title, name, ceiling in lines:
+        for column in ("stage1", "rl", ceiling):
+            if (found := metrics.get(f"{name}.{column}")) is not None:
+                column = _real(config) if column == ceiling else MODELS[column]
+                rows.append({"measure": title, "of": column} | found)
+    table = pd.DataFrame(rows)[["measure", "of", "value", "low", "high", "n"]]
+    columns = [*MODELS.values(), _real(config)]
+    texts = [[_cell(table, title, column) for column in columns] for title, _, _ in lines]
+    fig, ((ax,),) = axes(1, 1, 8.2, 0.26 * len(lines) + 0.7)
+    ax.axis("off")
+    drawn = ax.table(
+        texts, rowLabels=[title for title, _, _ in lines], colLabels=columns,
+        cellLoc="center", edges="horizontal", bbox=(0.02, 0, 0.98, 1),
+    )  # fmt: skip
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
+    ax.set_title(f"stage 1 against RL{note(config)}", fontsize=9)
+    save_fig(fig, "results_table", table, config)
+    return fig
+
+
+def _cell(table: pd.DataFrame, title: str, column: str) -> str:
+    found = table[(table["measure"] == title) & (table["of"] == column)]
+    if found.empty:
+        return "too few images"
+    value, low, high = found.iloc[0][["value", "low", "high"]].astype(float)
+    digits = 3 if abs(value) < 10 else 1
+    text = f"{value:.{digits}f}"
+    return text if np.isnan(low) else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def fallen_out(config: Config, n: int = 12) -> Picture:
+    """What lowers precision and coverage, at random: look at it before you believe the numbers.
+
+    Above, images after RL that lie near no real one; below, real images near which RL draws none
+    (by ImageNet's features).
+    """
+    folder = config.require(STAGE)
+    table = read_csv(folder / "images.csv")
+    table = table[(table["features"] == "imagenet") & (table["model"] == "rl")]
+    pixels = {
+        "precision": np.load(config.require("05_alignment") / "images_rl.npy", mmap_mode="r"),
+        "coverage": np.load(folder / "reference.npy", mmap_mode="r"),
+    }
+    titles = {
+        "precision": f"after RL, and near none of the {_real(config)}",
+        "coverage": f"{_real(config)}, and nothing like it after RL",
+    }
+    fig, grid = axes(2, n, 0.95, 1.3)
+    chosen = []
+    for row, (measure, title) in zip(grid, titles.items(), strict=True):
+        part = table[(table["measure"] == measure) & (table["inside"] == 0)]
+        part = part.sample(min(n, len(part)), random_state=0).sort_values("image")
+        for ax in row:
+            ax.axis("off")
+        for ax, record in zip(row, part.itertuples(), strict=False):
+            ax.axis("on")
+            show(ax, pixels[measure][record.image], wrapped(prompts.parse(record.prompt), 18))
+            ax.title.set_fontsize(5.5)
+        row[n // 2].axis("on")
+        row[n // 2].set_xlabel(title, fontsize=8)
+        chosen.append(part)
+    fig.suptitle(note(config).strip(), fontsize=7)
+    save_fig(fig, "fallen_out", pd.concat(chosen), config)
+    return fig

@@ -1,0 +1,167 @@
+"""Stage 06: features in which distances mean something, and the tables made of them."""
+
+import builtins
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from derm_rl import prompts
+from derm_rl.data import phantom
+from derm_rl.evaluation import features, quality_stage
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def images():
+    addresses = [phantom.path_of(5, i, "NV", ("ink",) if i % 2 else ()) for i in range(6)]
+    return phantom.render_paths(addresses, 48)[0]
+
+
+# ------------------------------------------------------------------------------------ features
+
+
+def test_white_stays_white_and_black_black():
+    for value in (0, 1, 127, 254, 255):
+        seen = features.pixel_values(np.full((1, 48, 48, 3), value, np.uint8))
+        assert seen.shape == (1, 3, 224, 224)
+        assert seen.numpy() == pytest.approx((value - 127) / 128, abs=1e-5)
+
+
+def test_the_network_knows_imagenet():
+    from skimage import data
+
+    cat = features.network()(features.pixel_values(data.cat()[None]))
+    assert int(cat.argmax()) in range(281, 286)  # the classes of cats
+
+
+def test_imagenet_features_are_the_last_ones_whatever_the_batch(images):
+    found = features.imagenet(images, batch_size=4)
+    assert found.shape == (6, 1280) and found.std(0).max() > 0.05
+    model = features.network()
+    with torch.no_grad():
+        maps = model.extract_features(features.pixel_values(images))
+    assert found == pytest.approx(maps.mean((2, 3)).numpy(), abs=1e-4)
+    assert features.imagenet(images[:0]).shape == (0, 1280)
+
+
+def test_perceptual_distance_is_unweighted_lpips(images):
+    vectors = features.perceptual(images[:2], batch_size=1)
+    model = features.network()
+    x, maps = features.pixel_values(images[:2]), []
+    with torch.no_grad():
+        x = model._swish(model._bn0(model._conv_stem(x)))
+        for i, block in enumerate(model._blocks):
+            x = block(x)
+            if i in features.DEPTHS:
+                maps.append(x)
+    assert [m.shape[-1] for m in maps] == [112, 56, 28, 14, 7]
+    expected = 0.0
+    for m in maps:
+        unit = m / m.norm(dim=1, keepdim=True)
+        expected += float(((unit[0] - unit[1]) ** 2).sum(0).mean())
+    assert ((vectors[0] - vectors[1]) ** 2).sum() == pytest.approx(expected, rel=1e-4)
+    assert len(model._blocks[0]._forward_hooks) == 0
+
+
+def test_absent_packages_are_named(monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *args, **kwargs):
+        if name.startswith("efficientnet"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    features.network.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(features.MissingFeatures, match=r"pip install 'derm-rl\[imagenet\]'"):
+        features.network()
+
+
+# -------------------------------------------------------------------------------------- tables
+
+TEXTS = [prompts.render(prompts.Finding(d, a)) for d in ("MEL", "NV") for a in ((), ("ink",))]
+TOLD = [text for text in TEXTS for _ in range(20)]
+
+
+def sets(**spread):
+    """Features (80, 4) of each set, those of a prompt around a place of its own."""
+    places = np.repeat(RNG.normal(0, 3, (4, 4)), 20, 0)
+    names = ("reference", "held_out", "stage1", "rl")
+    return {k: places + spread.get(k, 1.0) * RNG.normal(size=(80, 4)) for k in names}
+
+
+def test_a_collapse_shows_in_coverage_recall_and_spread_and_not_in_precision():
+    found = quality_stage.measured(
+        "judge",
+        sets(rl=0.05),
+        dict.fromkeys(("reference", "held_out", "stage1", "rl"), TOLD),
+        n=50,
+        seed=0,
+    )
+    every = found["quality"]
+    table = every[every["group"] == "all"].set_index(["model", "measure"])["value"]
+    assert table["rl", "precision"] == 1 and table["stage1", "coverage"] > 0.8
+    for measure in ("coverage", "recall"):
+        assert table["rl", measure] < 0.75 * table["stage1", measure]
+        assert table["held_out", measure] > 0.8
+        difference = table["rl", measure] - table["stage1", measure]
+        assert table["gain", measure] == pytest.approx(difference)
+    assert table["rl", "spread"] < 0.1 * table["stage1", "spread"]
+    assert table["gain", "spread_ratio"] == pytest.approx(
+        table["rl", "spread"] / table["stage1", "spread"]
+    )
+    assert table["rl", "fid"] > 2 * table["stage1", "fid"] > 0
+    assert set(every["group"]) == {"all", "MEL", "NV"}
+    names = quality_stage.headline(every)
+    for name in ("judge.coverage.gain", "judge.precision.rl", "judge.recall.stage1"):
+        assert f"quality.{name}" in names
+    low, high = names["quality.judge.coverage.gain"][1:3]
+    assert low <= table["gain", "coverage"] <= high < 0
+    assert names["quality.spread.ratio"].value < 0.1
+
+    by_prompt = found["prompts"]
+    rows = by_prompt[(by_prompt["model"] == "rl") & (by_prompt["measure"] == "coverage")]
+    assert rows["value"].mean() == pytest.approx(table["rl", "coverage"]) and len(rows) == 4
+    near = found["images"]
+    inside = near[(near["model"] == "rl") & (near["measure"] == "coverage")]
+    assert inside["inside"].mean() == pytest.approx(table["rl", "coverage"])
+    assert inside["image"].tolist() == list(range(80))
+
+
+def test_too_few_real_images_of_a_diagnosis_are_no_group():
+    given = sets()
+    told = dict.fromkeys(("stage1", "rl", "held_out"), TOLD)
+    few = [i for i in range(80) if i < 43]  # three nevi
+    given["reference"] = given["reference"][few]
+    told["reference"] = [TOLD[i] for i in few]
+    found = quality_stage.measured("judge", given, told, n=20, seed=0)
+    assert set(found["quality"]["group"]) == {"all", "MEL"}
+
+
+def test_real_reference_images_are_halves_by_lesion(monkeypatch):
+    lesions = np.repeat([f"L{i}" for i in range(20)], 3)
+    findings = [prompts.Finding("NV")] * 60
+    test = SimpleNamespace(
+        lesion_ids=lesions, findings=findings,
+        images=np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8),
+    )  # fmt: skip
+    monkeypatch.setattr(quality_stage.data, "load", lambda config, split: test)
+    config = SimpleNamespace(data=SimpleNamespace(source="ham10000"), seed=0)
+    first, second = quality_stage._others(config, TOLD)
+    shown = [set(lesions[x.pixels[:, 0, 0, 0]]) for x in (first, second)]
+    assert not shown[0] & shown[1] and len(shown[0] | shown[1]) == 20
+    assert len(first.pixels) == len(first.prompts) == 30 and set(first.prompts) == {TEXTS[2]}
+
+
+def test_fresh_phantoms_are_as_many_of_each_prompt_and_none_twice():
+    config = SimpleNamespace(
+        data=SimpleNamespace(source="phantom", phantom_seed=0), image_size=16,
+        alignment=SimpleNamespace(seed=100),
+    )  # fmt: skip
+    first, second = quality_stage._others(config, TOLD[18:24])
+    assert first.prompts == second.prompts == TOLD[18:24]
+    both = np.concatenate([first.pixels, second.pixels]).reshape(12, -1)
+    assert len(np.unique(both, axis=0)) == 12
