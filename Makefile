@@ -38,11 +38,11 @@ test: $(READY) ## ruff, pytest, and nbval over the notebooks at the smoke preset
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf runs/test
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 15
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
-test-all: export DERM_RL_FUZZ_EXAMPLES := 100
-test-all: test ## the same, with more than 2,000 files tried by the readers' fuzz tests
+test-all: export DERM_RL_TEST_ALL := 1
+test-all: test ## the same, with 2,000 files tried by the readers, and an edit of every source
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks

@@ -23,7 +23,7 @@ from derm_rl.data.columns import Columns, known, stems
 from derm_rl.data.open_access import reading as open_access
 from derm_rl.data.table import TableError
 
-EXAMPLES = int(os.environ.get("DERM_RL_FUZZ_EXAMPLES", "40"))  # of each of the eleven tables
+EXAMPLES = 100 if "DERM_RL_TEST_ALL" in os.environ else 40  # of each of the eleven tables
 Reader = Callable[[Path], tuple]
 AGE = {"age", "age_band", "age_midpoint"}
 

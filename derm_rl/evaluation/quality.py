@@ -36,10 +36,12 @@ class Neighbours(NamedTuple):
 def standardized(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """``features`` (N, D) in standard deviations of ``reference`` (M, D), channel by channel.
 
-    A channel that is constant over the reference says nothing about it, and is zero.
+    A channel that hardly varies over the reference counts less, not more: no deviation is taken as
+    smaller than a tenth of the median one. One that is alive in a single image would rule else.
     """
     mean, std = reference.mean(0), reference.std(0)
-    return np.where(std > 0, (features - mean) / np.where(std > 0, std, 1), 0.0)
+    least = np.median(std[std > 0]) / 10 if (std > 0).any() else 1.0
+    return (features - mean) / np.maximum(std, least)
 
 
 def neighbours(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Neighbours:

@@ -1,20 +1,21 @@
 """Stage 06: how close are the images to real ones, and are they still as varied after RL?
 
-The images are those that stage 05 made and judged. Two sets of others stand beside them, both of
-what the models should draw: fresh phantoms, as many of each prompt as were generated, or the two
-halves of the real test images (by lesion). Against the first, ``reference``, everything is
-measured; the second, ``held_out``, shows how well any set could do: the ceiling.
+Four sets of images are compared, as many of each prompt in each: stage 1's and RL's of stage 05,
+from the same noise; ``reference``, what they should look like; and ``held_out``, more of the same,
+which shows what real images get. The latter two are fresh phantoms, or images of the two halves of
+the real test split (by lesion); there, a prompt counts with as many images as both halves have.
 
 Files: ``quality.csv`` (every measure of every set, in each feature space, of all images and by
-diagnosis), ``prompts.csv`` (by prompt), ``images.csv`` (which images lie among the reference, and
-which of the reference are covered), ``reference.npy``, ``held_out.npy``.
+diagnosis), ``prompts.csv`` (within a prompt), ``images.csv`` (which images lie among the reference,
+and which of the reference are covered), ``reference.npy``, ``held_out.npy``.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -33,50 +34,55 @@ if TYPE_CHECKING:
 
 STAGE = "06_quality"
 K = 5  # neighbours of precision, recall, density and coverage
+MOST = 64  # images of a prompt in each set: distances between all of 4,000 images fit in memory
 ALIKE = 8  # images of a prompt whose perceptual distances are measured: 28 pairs
 BLOCK = 128  # images between two moves of the progress bar
+OTHERS = ("reference", "held_out")
 OF_REFERENCE = ("recall", "coverage")  # these say something of each real image, the others not
 
 
-class Images(NamedTuple):
-    """A set of images (N, S, S, 3) uint8, and the prompt (N,) that describes each."""
-
-    pixels: np.ndarray
-    prompts: list[str]
-
-
 def run(config: Config, progress: bool = True) -> Path:
-    """Measure the images of stage 05; returns the folder of stage 06."""
+    """Measure the images of stage 05; returns the folder of stage 06.
+
+    Raises:
+        ValueError: there are too few real images to compare with.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judge = classifier.load(config.require("02_reward_classifier") / "judge", device)
     source, folder = config.require("05_alignment"), config.stage_dir(STAGE)
     samples = read_csv(source / "samples.csv", dtype={"image_seed": "string"})
-    texts = samples["prompt"][samples["model"] == "rl"].tolist()
-    sets = {m: Images(np.load(source / f"images_{m}.npy", mmap_mode="r"), texts) for m in MODELS}
-    for name, images in zip(("reference", "held_out"), _others(config, texts), strict=True):
-        sets[name] = images
+    made = samples["prompt"][samples["model"] == "rl"].to_numpy()
+    sets, texts, lesions = _others(config, made)
+    if len(texts) <= K:
+        raise ValueError(
+            f"{len(texts)} real test images show what a prompt asks for, in both halves of the "
+            f"split: stage 06 needs more than {K}; give it more test images (data.split.test)"
+        )
+    # Of each prompt the first images, the same of both models.
+    rows = np.concatenate([np.flatnonzero(made == t)[:n] for t, n in Counter(texts).items()])
+    for model in MODELS:
+        sets[model] = np.load(source / f"images_{model}.npy", mmap_mode="r")[rows]
+    for name in OTHERS:
         with atomic_path(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, images.pixels)
-    told = {name: images.prompts for name, images in sets.items()}
+            np.save(file, sets[name])
     spaces = {
         "judge": judge.features,
         "imagenet": lambda images: features.imagenet(images, device=device),
     }
-    parts = []
+    n, seed, parts = config.alignment.bootstrap, config.seed, []
     for space, embed in spaces.items():
         found = {}
         for name, images in sets.items():
-            blocks = range(0, len(images.pixels), BLOCK)
             bar = tqdm(
-                blocks, desc=f"{space} features of {name}", unit="block", mininterval=1,
-                disable=None if progress else True,
+                range(0, len(images), BLOCK), desc=f"{space} features of {name}", unit="block",
+                mininterval=1, disable=None if progress else True,
             )  # fmt: skip
-            found[name] = np.concatenate([embed(images.pixels[i : i + BLOCK]) for i in bar])
+            found[name] = np.concatenate([embed(images[i : i + BLOCK]) for i in bar])
         # The judge's channels differ in scale by a hundred; ImageNet's are left as FID has them.
         if space == "judge":
             found = {k: quality.standardized(x, found["reference"]) for k, x in found.items()}
-        parts.append(measured(space, found, told, config.alignment.bootstrap, config.seed))
-    parts.append(_perceptual(sets, device, config.alignment.bootstrap, config.seed))
+        parts.append(measured(space, found, texts, n, seed, lesions, rows))
+    parts.append(_perceptual(sets, texts, device, n, seed))
     tables = {
         name: pd.concat([part[name] for part in parts if name in part], ignore_index=True)
         for name in ("quality", "prompts", "images")
@@ -87,94 +93,129 @@ def run(config: Config, progress: bool = True) -> Path:
     provenance.record_metrics(
         config,
         STAGE,
-        {n: provenance.metric(config, *found, csv="quality.csv") for n, found in metrics.items()},
+        {k: provenance.metric(config, *found, csv="quality.csv") for k, found in metrics.items()},
     )
-    provenance.stamp(config, STAGE, images=sum(map(len, told.values())))
+    provenance.stamp(config, STAGE, images_in_each_set=len(texts))
     _summarize(tables["quality"])
     return folder
 
 
-def _others(config: Config, texts: Sequence[str]) -> Iterator[Images]:
-    """The reference and the held-out images."""
+def _others(
+    config: Config, made: np.ndarray
+) -> tuple[dict[str, np.ndarray], list[str], np.ndarray | None]:
+    """Images of ``OTHERS`` by name, the prompt of each (the same in both), lesions of the first."""
+    most = Counter({text: min(n, MOST) for text, n in Counter(made.tolist()).items()})
     if config.data.source == "phantom":
         from derm_rl.data import phantom
 
+        texts = sorted(most.elements())
         findings = [prompts.parse(text) for text in texts]
-        for k in (1, 2):  # other lesions than stage 05's, and than each other's
+        sets = {}
+        for k, name in enumerate(OTHERS, start=1):  # other lesions than stage 05's
             seed = config.alignment.seed + config.data.phantom_seed + k
             paths = [
                 phantom.path_of(seed, i, f.diagnosis, f.artifacts) for i, f in enumerate(findings)
             ]
-            yield Images(phantom.render_paths(paths, config.image_size)[0], list(texts))
-        return
+            sets[name] = phantom.render_paths(paths, config.image_size)[0]
+        return sets, texts, None
     test = data.load(config, "test")
-    lesions = test.lesion_ids
-    order = np.random.default_rng(config.seed).permutation(np.unique(lesions))
-    first = np.isin(lesions, order[: len(order) // 2])
-    for rows in (np.flatnonzero(first), np.flatnonzero(~first)):
-        yield Images(
-            np.asarray(test.images[rows]), [prompts.render(test.findings[i]) for i in rows]
-        )
+    told = np.array([prompts.render(finding) for finding in test.findings])
+    order = np.random.default_rng(config.seed).permutation(np.unique(test.lesion_ids))
+    first = np.isin(test.lesion_ids, order[: len(order) // 2])
+    halves = [Counter(told[half].tolist()) for half in (first, ~first)]
+    shared = halves[0] & halves[1] & most
+    texts = sorted(shared.elements())
+    rows = [
+        np.concatenate([np.flatnonzero(half & (told == t))[: shared[t]] for t in sorted(shared)])
+        if shared
+        else np.empty(0, int)
+        for half in (first, ~first)
+    ]
+    sets = {name: np.asarray(test.images[r]) for name, r in zip(OTHERS, rows, strict=True)}
+    return sets, texts, test.lesion_ids[rows[0]]
 
 
 # -------------------------------------------------------------------------------- the measures
 
 
 def measured(
-    space: str, found: dict[str, np.ndarray], told: dict[str, list[str]], n: int, seed: int
+    space: str,
+    found: dict[str, np.ndarray],
+    told: Sequence[str],
+    n: int,
+    seed: int,
+    lesions: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Tables ``quality``, ``prompts`` and ``images`` of features (N, D) by set, in one space.
 
-    What is measured image by image has an interval by resampling images within their prompt; the
-    gain of RL is paired by noise, or by the reference's image. Distances of distributions have no
-    interval, as resampling biases them.
+    Intervals are by resampling the images that a measure averages over, with the other set of
+    images as it is: precision and density over generated ones, recall and coverage over real ones
+    (by lesion). The gain of RL is paired, by noise or by the real image. So they do not hold what
+    another draw of noise, or another run of RL, would change: for that, compare seeds. Distances of
+    distributions have no interval, as resampling biases them.
+
+    Args:
+        told: prompt (N,) of each image, the same in all sets.
+        lesions: (N,) of the reference; default: each image is of another.
+        rows: (N,) where each generated image stands in stage 05's files; default: 0, 1, …
     """
-    texts = {name: np.asarray(t) for name, t in told.items()} | {"gain": np.asarray(told["rl"])}
-    rows, by_prompt, images = [], [], []
-    diagnoses = sorted({prompts.parse(t).diagnosis for t in told["reference"]})
-    for group in ("all", *diagnoses):
-        inside = {k: _of_diagnosis(t, group) for k, t in texts.items()}
-        if min(map(np.count_nonzero, inside.values())) <= K:
-            continue  # too few real images of this diagnosis to have neighbours
-        real = found["reference"][inside["reference"]]
-        shown = {m: found[m][inside[m]] for m in (*MODELS, "held_out")}
-        near = {name: quality.neighbours(real, x, K) for name, x in shown.items()}
-        pairs = zip(near["stage1"], near["rl"], strict=True)
-        near["gain"] = Neighbours(*(after * 1.0 - before for before, after in pairs))
+    texts = np.asarray(told)
+    rows = np.arange(len(texts)) if rows is None else rows
+    generated = (*MODELS, "held_out")
+    table, within, images = [], [], []
+    for group in ("all", *sorted({prompts.parse(t).diagnosis for t in told})):
+        inside = np.array([group in ("all", prompts.parse(t).diagnosis) for t in told])
+        if np.count_nonzero(inside) <= K:
+            continue
+        near = _near({name: x[inside] for name, x in found.items()})
         for name, values in near.items():
             where = {"features": space, "group": group, "model": name}
             for measure, value in values._asdict().items():
-                of = "reference" if measure in OF_REFERENCE else name
-                strata = texts[of][inside[of]]
-                interval = bootstrap.interval(value, strata=strata, n=n, seed=seed)
-                rows.append(where | {"measure": measure} | interval._asdict())
-                if group == "all":
-                    by_prompt.append(_by_prompt(space, name, measure, value, strata))
-            for measure, value in _distances(real, shown[name]) if name in shown else ():
-                rows.append(where | {"measure": measure, "value": value, "n": len(shown[name])})
+                groups = (
+                    lesions[inside] if lesions is not None and measure in OF_REFERENCE else None
+                )
+                interval = bootstrap.interval(value, groups=groups, n=n, seed=seed)
+                table.append(where | {"measure": measure} | interval._asdict())
+        for name in generated:
+            where = {"features": space, "group": group, "model": name}
+            for measure, value in _distances(found["reference"][inside], found[name][inside]):
+                table.append(where | {"measure": measure, "value": value, "n": inside.sum()})
         if group == "all":
             for name in MODELS:
-                told_of = {"precision": name, "coverage": "reference"}
-                for measure, of in told_of.items():
-                    values = getattr(near[name], measure)
-                    frame = pd.DataFrame({"prompt": texts[of], "inside": values.astype(int)})
-                    frame.insert(0, "measure", measure)
-                    frame.insert(0, "model", name)
-                    frame.insert(0, "features", space)
-                    images.append(frame.reset_index(names="image"))
-    spreads = {m: quality.spread(found[m], told[m]) for m in MODELS}
-    if all(told["reference"].count(text) > 1 for text in set(told["reference"])):
-        spreads["held_out"] = quality.spread(found["held_out"], told["held_out"])
-    table, prompt_rows = _spreads(space, spreads, sorted(set(told["rl"])), n, seed)
+                for measure, at in (("precision", rows), ("coverage", np.arange(len(texts)))):
+                    of = {"features": space, "model": name, "measure": measure}
+                    shown = {"image": at, "prompt": texts}
+                    value = getattr(near[name], measure).astype(int)
+                    images.append(pd.DataFrame(of | shown | {"inside": value}))
+    for text, count in Counter(told).items():
+        if count > K:
+            near = _near({name: x[texts == text] for name, x in found.items()})
+            where = {"features": space, "prompt": text}
+            for name, values in near.items():
+                for measure, value in values._asdict().items():
+                    within.append(
+                        where | {"model": name, "measure": measure, "value": value.mean()}
+                    )
+    several = np.array([Counter(told)[t] > 1 for t in told])
+    spreads = {name: quality.spread(found[name][several], texts[several]) for name in generated}
+    spread, by_prompt = _spreads(space, spreads, sorted(set(texts[several].tolist())), n, seed)
     return {
-        "quality": pd.concat([pd.DataFrame(rows), table], ignore_index=True),
-        "prompts": pd.concat([*by_prompt, prompt_rows], ignore_index=True),
+        "quality": pd.concat([pd.DataFrame(table), spread], ignore_index=True),
+        "prompts": pd.concat([pd.DataFrame(within), by_prompt], ignore_index=True),
         "images": pd.concat(images, ignore_index=True),
     }
 
 
-def _of_diagnosis(texts: np.ndarray, group: str) -> np.ndarray:
-    return np.array([group in ("all", prompts.parse(text).diagnosis) for text in texts])
+def _near(found: dict[str, np.ndarray]) -> dict[str, Neighbours]:
+    """Neighbours of each set but the reference, image by image; ``gain`` is RL minus stage 1."""
+    near = {
+        name: quality.neighbours(found["reference"], x, K)
+        for name, x in found.items()
+        if name != "reference"
+    }
+    pairs = zip(near["stage1"], near["rl"], strict=True)
+    return near | {"gain": Neighbours(*(after * 1.0 - before for before, after in pairs))}
 
 
 def _distances(real: np.ndarray, generated: np.ndarray) -> Iterator[tuple[str, float]]:
@@ -185,18 +226,12 @@ def _distances(real: np.ndarray, generated: np.ndarray) -> Iterator[tuple[str, f
     yield "fid", quality.frechet_distance(real, generated)
 
 
-def _by_prompt(
-    space: str, model: str, measure: str, values: np.ndarray, texts: np.ndarray
-) -> pd.DataFrame:
-    mean = pd.Series(values, dtype=float).groupby(texts, sort=True).mean()
-    frame = mean.rename("value").rename_axis("prompt").reset_index()
-    return frame.assign(features=space, model=model, measure=measure)
-
-
 def _spreads(
     space: str, spreads: dict[str, np.ndarray], texts: Sequence[str], n: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of measure ``spread``, and ``spread_ratio`` (RL over stage 1), prompts resampled."""
+    if not texts:  # no prompt has two images
+        return pd.DataFrame(), pd.DataFrame()
     rows = [
         {"model": name, "measure": "spread"} | bootstrap.interval(values, n=n, seed=seed)._asdict()
         for name, values in spreads.items()
@@ -205,32 +240,33 @@ def _spreads(
     ratio = bootstrap.interval(both, bootstrap.ratio, n=n, seed=seed)
     rows.append({"model": "gain", "measure": "spread_ratio"} | ratio._asdict())
     by_prompt = [
-        pd.DataFrame({"prompt": texts, "value": values, "model": name, "measure": "spread"})
+        pd.DataFrame({"prompt": texts, "model": name, "measure": "spread", "value": values})
         for name, values in spreads.items()
-        if len(values) == len(texts)
     ]
+    by_prompt.append(
+        by_prompt[0].assign(
+            model="gain", measure="spread_ratio", value=spreads["rl"] / spreads["stage1"]
+        )
+    )
     table = pd.DataFrame(rows).assign(features=space, group="all")
     return table, pd.concat(by_prompt).assign(features=space)
 
 
-def _perceptual(sets: dict[str, Images], device: str, n: int, seed: int) -> dict[str, pd.DataFrame]:
-    """Mean perceptual distance (unweighted LPIPS) between the first images of each prompt."""
+def _perceptual(
+    sets: dict[str, np.ndarray], told: Sequence[str], device: str, n: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Mean perceptual distance between the first images of each prompt that has several."""
+    texts = np.asarray(told)
+    groups = {t: np.flatnonzero(texts == t)[:ALIKE] for t in sorted(set(told))}
+    groups = {t: rows for t, rows in groups.items() if len(rows) > 1}
     spreads = {}
-    for name, (pixels, told) in sets.items():
-        if name == "reference":
-            continue
-        texts = np.asarray(told)
-        groups = {text: np.flatnonzero(texts == text)[:ALIKE] for text in sorted(set(told))}
-        if min(map(len, groups.values())) < 2:
-            continue  # real images: a prompt that a single one shows
-        found = [
-            # One prompt at a time: a vector of a whole image has 345,000 numbers.
-            quality.spread(features.perceptual(pixels[rows], device=device) , [text] * len(rows),
-                           squared=True)[0]
-            for text, rows in groups.items()
-        ]  # fmt: skip
+    for name in (*MODELS, "held_out"):
+        found = []
+        for text, rows in groups.items():  # one at a time: a vector has 345,000 numbers
+            vectors = features.perceptual(sets[name][rows], device=device)
+            found.append(quality.spread(vectors, [text] * len(rows), squared=True)[0])
         spreads[name] = np.array(found)
-    table, by_prompt = _spreads("lpips", spreads, sorted(set(sets["rl"].prompts)), n, seed)
+    table, by_prompt = _spreads("perceptual", spreads, list(groups), n, seed)
     return {"quality": table, "prompts": by_prompt}
 
 
@@ -243,7 +279,7 @@ def headline(table: pd.DataFrame) -> dict[str, Interval]:
     for row in table[table["group"] == "all"].itertuples():
         name = f"quality.{row.features}.{row.measure}.{row.model}"
         if row.measure == "spread_ratio":
-            name = f"quality.spread.ratio{'' if row.features == 'judge' else '.' + row.features}"
+            name = f"quality.spread.ratio.{row.features}".removesuffix(".judge")
         out[name] = Interval(row.value, row.low, row.high, row.n)
     return out
 

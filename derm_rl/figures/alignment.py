@@ -32,18 +32,19 @@ STAGE = "05_alignment"
 MODELS = {"stage1": "stage 1", "rl": "after RL"}
 TRUTH = {"truth": "known to show it"}
 COLOURS = {"stage1": BEFORE, "rl": AFTER, "truth": "#9a9a9a"}
-RIGHT, WRONG = "#2a9d4a", "#d62839"
+FRAMES = ("#d62839", "#edae49", "#2a9d4a")  # none, one, both of judge and rules say it is right
 
 
 def _samples(config: Config) -> tuple[pd.DataFrame, list[prompts.Finding]]:
-    """Samples of stage 05 with column ``apr`` (0, 1), also copied to the figures; the prompts."""
-    from derm_rl.evaluation.alignment import matches
-    from derm_rl.evaluation.alignment_stage import arrays
+    """Samples of stage 05 with what says them right, also copied to the figures; the prompts.
+
+    Columns ``judge``, ``rules`` and ``panel``: by it the image shows exactly what was asked for.
+    """
+    from derm_rl.evaluation.panel import hits
 
     samples = read_csv(config.require(STAGE) / "samples.csv", dtype={"image_seed": "string"})
     write_csv(config.figures_dir / "alignment_samples.csv", samples)
-    found, names = arrays(samples)
-    samples["apr"] = matches(found["judge"], found["wanted"], names)["apr"].to_numpy()
+    samples = samples.join(hits(samples).astype(int))
     return samples, [prompts.parse(text) for text in samples["prompt"].unique()]
 
 
@@ -51,7 +52,7 @@ def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Pictu
     """The first images of several prompts by stage 1 and, from the same noise, after RL.
 
     Not chosen by how they look: prompts evenly spread, images 0, 1, … of each. A green frame says
-    that the judge sees exactly the wanted artifacts.
+    that judge and rules see exactly the wanted artifacts, an amber one that only one of them does.
     """
     folder = config.require(STAGE)
     samples, findings = _samples(config)
@@ -66,22 +67,25 @@ def before_after(config: Config, n_prompts: int = 6, n_images: int = 4) -> Pictu
         for k, ax in enumerate(line):
             model, j = ("stage1", k) if k < shown else ("rl", k - shown)
             record = by_model[model].iloc[p * n + j]
-            show(ax, images[model][p * n + j], frame=RIGHT if record["apr"] else WRONG)
-            rows.append(record[["model", "prompt", "index", "image_seed", "apr"]])
+            frame = FRAMES[record["judge"] + record["rules"]]
+            show(ax, images[model][p * n + j], frame=frame)
+            rows.append(record[["model", "prompt", "index", "image_seed", "judge", "rules"]])
         line[0].set_ylabel(
             wrapped(findings[p], 17), fontsize=6.5, rotation=0, ha="right", va="center"
         )
     grid[0][0].set_title("stage 1", fontsize=9, loc="left")
     grid[0][shown].set_title("after RL, same noise", fontsize=9, loc="left")
     fig.suptitle(
-        f"green: the judge sees exactly these artifacts\n{note(config).strip()}", fontsize=8
+        "green: judge and rules see exactly these artifacts, amber: one of the two, red: neither\n"
+        + note(config).strip(),
+        fontsize=8,
     )
     save_fig(fig, "before_after", pd.DataFrame(rows), config)
     return fig
 
 
 def apr_heatmap(config: Config) -> Picture:
-    """APR of every prompt: artifacts down, diagnosis across; stage 1, RL, their gain, the truth."""
+    """APR of every prompt by the panel: artifacts down, diagnosis across; each model, the gain."""
     from seaborn import heatmap
 
     _samples(config)
@@ -92,7 +96,7 @@ def apr_heatmap(config: Config) -> Picture:
     order, columns = table["artifacts"].unique(), table["diagnosis"].unique()
     panels = {
         label: table[table["model"] == model]
-        .pivot(index="artifacts", columns="diagnosis", values="apr")
+        .pivot(index="artifacts", columns="diagnosis", values="panel_apr")
         .reindex(index=order, columns=columns)
         for model, label in (MODELS | TRUTH).items()
     }
@@ -116,6 +120,7 @@ def apr_heatmap(config: Config) -> Picture:
         ax.set(xlabel="", ylabel="")
         ax.set_title(f"{label}: mean {np.nanmean(values):{'+' if gain else ''}.3f}", size=9)
     row[0].tick_params(axis="y", labelsize=7, rotation=0)
+    fig.suptitle(f"APR by judge and rules together{note(config)}", fontsize=8)
     save_fig(fig, "apr_heatmap", table, config)
     return fig
 
@@ -199,9 +204,10 @@ def panel(config: Config) -> Picture:
 def audit(config: Config, n: int = 64, columns: int = 8) -> Picture:
     """Random images after RL that the judge calls right, enlarged: is everything there to the eye?
 
-    Write 1 or 0 beside each number into column ``visible`` of a copy of ``audit.csv``.
+    In random order. Write 1 or 0 beside each number into a column ``visible`` of a copy of
+    ``audit.csv``, which does not say what the rules think.
     """
-    from derm_rl.evaluation.panel import audit_sample, hits
+    from derm_rl.evaluation.panel import audit_sample
 
     folder = config.require(STAGE)
     samples = read_csv(folder / "samples.csv", dtype={"image_seed": "string"})
@@ -216,9 +222,11 @@ def audit(config: Config, n: int = 64, columns: int = 8) -> Picture:
         ax.axis("on")
         text = caption(prompts.parse(part["prompt"][row]))
         show(ax, images[row], f"{number}  ☐  {textwrap.fill(text, 24)}")
-    fig.suptitle(f"the judge says: exactly right{note(config)}", fontsize=9)
+    fig.suptitle(
+        f"after RL, where something was asked for: exactly right, says the judge{note(config)}",
+        fontsize=9,
+    )
     table = part.loc[chosen, ["prompt", "index", "image_seed"]]
     table.insert(0, "number", range(1, len(chosen) + 1))
-    table["rules"] = hits(part)["rules"].to_numpy()[chosen].astype(int)
     save_fig(fig, "audit", table, config)
     return fig

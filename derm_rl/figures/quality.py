@@ -30,9 +30,9 @@ def _table(config: Config) -> pd.DataFrame:
 
 
 def quality(config: Config) -> Picture:
-    """Precision, recall, density and coverage of stage 1 and RL, with what real images reach.
+    """Precision, recall, density and coverage of stage 1 and RL, with what real images get.
 
-    One panel a feature space; 95 % intervals. The line is the ceiling: images that were held out.
+    One panel a feature space; 95 % intervals. The line: images that were held out.
     """
     table = _table(config)
     part = table[(table["group"] == "all") & table["measure"].isin(MEASURES)]
@@ -58,7 +58,7 @@ def quality(config: Config) -> Picture:
         plain(ax)
     row[0].set_ylim(0, None)
     row[-1].legend(fontsize=8)
-    fig.suptitle(f"higher is better{note(config)}", fontsize=8)
+    fig.suptitle(f"best near the line{note(config)}", fontsize=8)
     save_fig(fig, "quality", table, config)
     return fig
 
@@ -66,8 +66,9 @@ def quality(config: Config) -> Picture:
 def results_table(config: Config) -> Picture:
     """The paper's table: distance to real images, diversity, alignment; stage 1 against RL.
 
-    FID and KID in both feature spaces (no Inception: the table names its features), LPIPS diversity
-    within prompts, and the APR by the judge, by the rules and by both.
+    Distances name their features, none of which are Inception's; perceptual diversity is LPIPS's
+    distance with EfficientNet-Lite0 and without learned weights, so no number of it or of FID can
+    be compared with one published elsewhere.
     """
     stage5 = read_json(config.require("05_alignment") / "metrics.json")
     stage6 = read_json(config.require(STAGE) / "metrics.json")
@@ -75,13 +76,13 @@ def results_table(config: Config) -> Picture:
         ("APR, judge and rules agree ↑", "panel.apr", "truth"),
         ("APR, judge alone ↑", "alignment.apr", "truth"),
         ("APR, rules alone ↑", "panel.rules.apr", "truth"),
-        ("FID, judge's features ↓", "quality.judge.fid", "held_out"),
+        ("FID, judge's features, standardized ↓", "quality.judge.fid", "held_out"),
         ("FID, ImageNet's features ↓", "quality.imagenet.fid", "held_out"),
         ("KID, ImageNet's features ↓", "quality.imagenet.kid", "held_out"),
-        ("MMD, ImageNet's features ↓", "quality.imagenet.mmd", "held_out"),
+        ("MMD², ImageNet's features ↓", "quality.imagenet.mmd", "held_out"),
         ("coverage, judge's features ↑", "quality.judge.coverage", "held_out"),
         ("coverage, ImageNet's features ↑", "quality.imagenet.coverage", "held_out"),
-        ("LPIPS diversity within prompts ↑", "quality.lpips.spread", "held_out"),
+        ("perceptual diversity within prompts", "quality.perceptual.spread", "held_out"),
     ]
     metrics, rows = stage5 | stage6, []
     for title, name, ceiling in lines:
