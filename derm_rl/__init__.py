@@ -14,11 +14,11 @@ def __getattr__(name: str) -> Any:
 
     Diffusers looks up the class that a saved pipeline names, and the base that knows how to load
     it, in a module that is imported already. Importing ``derm_rl.pipeline`` takes seconds, and
-    ``import derm_rl`` must not; and its name stands here as text, so that what makes no pipeline
-    does not depend on its source.
+    ``import derm_rl`` must not; and its name stands here as relative text, which is no import to
+    :mod:`derm_rl.dependencies`, so that what makes no pipeline does not depend on its source.
     """
     if name in ("PatchAutoencoder", "ModelMixin"):
-        return getattr(import_module("derm_rl.pipeline"), name)
+        return getattr(import_module(".pipeline", __name__), name)
     raise AttributeError(f"module 'derm_rl' has no attribute {name!r}")
 
 

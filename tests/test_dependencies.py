@@ -171,6 +171,7 @@ def test_an_edit_of_any_file_makes_stale_what_may_read_it_and_nothing_else(tmp_p
         ("derm_rl.data.shape", ["store", "measured", "01", "09"], ["classifier", "generation"]),
         ("derm_rl.captions.wording.ja_facts", ["measured", "09"], ["store", "01", "04"]),
         ("derm_rl.data.open_access.scin", ["09"], ["store", "measured", "01", "finetune"]),
+        ("derm_rl.pipeline", ["02", "03", "04", "finetune"], ["store", "measured", "09", "10"]),
         ("derm_rl.ddpo.loss", ["ddpo", "04"], ["store", "finetune", "02", "09", "generation"]),
         ("derm_rl.classifier.augment", ["classifier", "02", "ddpo"], ["finetune", "store", "01"]),
         ("derm_rl.captions.review_widget", ["10"], ["store", "measured", "05"]),

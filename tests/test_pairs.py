@@ -263,6 +263,24 @@ def test_a_dry_run_asks_nothing(runs, monkeypatch):
     assert found.answered == 0 and found.input_tokens > 100 * found.requests and found.cost > 0
 
 
+def test_a_dry_run_counts_what_was_answered_though_an_image_was_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    frame, _ = open_access.read("phantom", None, images=130, seed=3)  # more than one part
+    broken = frame["image_id"][5]
+
+    def read(config, verify=True):
+        out = pd.DataFrame({"image_id": [broken], "reason": ["image is damaged"]})
+        out.attrs["notes"] = []
+        whole = frame[frame["image_id"] != broken].reset_index(drop=True)
+        return (whole, out) if verify else (frame, out.iloc[:0])
+
+    monkeypatch.setattr(sources, "read", read)
+    chosen = config.load("smoke", (*SMALL, "captions.proposed=0"))  # of which it knows none
+    pairs.make(chosen, progress=False)
+    found = pairs.dry_run(chosen)
+    assert found.answered == found.requests > 129
+
+
 def test_two_sources_may_not_share_image_ids(runs, monkeypatch):
     monkeypatch.setattr(
         open_access,
@@ -299,6 +317,19 @@ def test_the_release_opens_and_says_that_nobody_reviewed_it(made):
     keys = read_csv(folder / "provenance.csv")["ledger_key"]
     with Ledger(pairs.ledger_path(made)) as ledger:
         assert len(ledger.get_many(keys)) == keys.nunique()
+
+
+def test_a_torn_part_costs_no_image_of_a_release_but_is_said(made, tmp_path):
+    parts = made.stage_dir(sources.STAGE) / "parts"
+    (part,) = parts.glob("*.parquet")
+    whole, before = part.read_bytes(), tree(made.stage_dir(release.STAGE) / "release")
+    part.write_bytes(whole[:-9])
+    with pytest.raises(store.StoreError, match="run the stage again"):
+        release.make(made)
+    with pytest.raises(store.StoreError, match="0 files for 24 images.*--from 09"):
+        release.make(made)  # the torn one is set aside by now
+    part.write_bytes(whole)
+    assert tree(made.stage_dir(release.STAGE) / "release") == before
 
 
 def test_verdicts_change_the_release(made, tmp_path):

@@ -188,6 +188,14 @@ def test_a_person_ties_and_unties(tmp_path, twins):
     assert "2 kept apart by same_images.csv" in splits.described(ties.reset_index(), "x.csv")
 
 
+def test_a_person_may_name_files_and_learns_of_names_that_are_none(tmp_path, twins, capsys):
+    say(tmp_path, "images/e.jpg,d.png,yes,Ada,one scar", "a,b_typo,no,Ada,looked")
+    frame, ties = splits.with_ties(twins, [tmp_path])
+    assert {"d", "e"} in parts(frame) and "b_typo" not in set(ties["image_id_2"])
+    assert "same_images.csv: not among the images" in (said := capsys.readouterr().out)
+    assert said.rstrip().endswith(": b_typo")
+
+
 def test_files_with_the_same_content_are_tied_and_can_be_untied(tmp_path, twins):
     frame = twins.assign(same_image_as=[pd.NA, pd.NA, pd.NA, pd.NA, "d"])
     assert parts(splits.with_ties(frame)[0]) == [{"a", "b", "c"}, {"d", "e"}]

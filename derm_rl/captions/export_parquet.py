@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from derm_rl.captions.export_images import Load, clean, image_path, kind
+from derm_rl.captions.store import StoreError
 from derm_rl.io import cannot_read, passing
 
 if TYPE_CHECKING:
@@ -155,6 +156,8 @@ def _blocks(
                 try:
                     content = clean(load(str(image_id)))
                     path = image_path(str(image_id), kind(content))
+                except StoreError:
+                    raise  # costs no image: the stage that made it runs again
                 except (OSError, ValueError, LookupError) as error:
                     if passing(error):  # a release without it would say that it is damaged
                         raise cannot_read(str(image_id), error) from error

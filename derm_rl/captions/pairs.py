@@ -359,7 +359,7 @@ def dry_run(config: Config, price: tuple[float, float] | None = None) -> Estimat
         price: US dollars per million input and output tokens; default: what is known of the model.
     """
     teacher = load_teacher(config)
-    frame, _ = sources.read(config, verify=False)
+    frame = sources.kept(config, sources.read(config, verify=False)[0])
     images = sources.prepared(config, frame)
     if teacher.name == "measured":
         price = price or (0.0, 0.0)

@@ -97,6 +97,19 @@ def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]
     return frame, images
 
 
+def kept(config: Config, frame: pd.DataFrame) -> pd.DataFrame:
+    """A table without the images that the stage, once run, left out because they are damaged.
+
+    Finding them takes decoding every image, and they are in none of the parts.
+    """
+    try:
+        out = pd.read_csv(config.stage_dir(STAGE) / "exclusions.csv", dtype="string")
+    except FileNotFoundError:
+        return frame
+    damaged = out["image_id"][out["reason"].str.match("(same )?image ")]
+    return frame[~frame["image_id"].isin(damaged)].reset_index(drop=True)
+
+
 def prepared(config: Config, frame: pd.DataFrame) -> Store:
     """What earlier runs of a preset have encoded and measured, under any overrides; no more."""
     settings = config.captions
@@ -109,4 +122,9 @@ def load(config: Config) -> tuple[pd.DataFrame, Store]:
     folder = config.require(STAGE)
     frame = table.read(folder / "images.csv")
     parts = sorted((folder / "parts").glob("*.parquet"))
+    if len(parts) != -(-len(frame) // store.PART):
+        raise store.StoreError(
+            f"{folder / 'parts'}: {len(parts)} files for {len(frame)} images, which are "
+            f"{-(-len(frame) // store.PART)}; run {config.command('--from', STAGE[:2])}"
+        )
     return frame, Store(parts, frame["image_id"].tolist())

@@ -42,6 +42,10 @@ class Stored:
     measurements: Measurements | None
 
 
+class StoreError(table.TableError):
+    """A part is torn or gone; the message names it, and the stage that makes it again."""
+
+
 class Store:
     """The parts of :func:`prepare`, read as they are needed; the last few stay in memory.
 
@@ -238,7 +242,7 @@ def _rows(part: Path, columns: Sequence[str] | None = None) -> dict[str, list]:
         return pq.read_table(pa.BufferReader(content), columns=columns).to_pydict()
     except (pa.ArrowException, OSError) as error:
         aside = set_aside(part, "torn", f"damaged ({error})")
-        raise table.TableError(
+        raise StoreError(
             f"{part}: damaged images or measurements, kept as {aside.name}; run the stage again"
         ) from error
 

@@ -100,7 +100,13 @@ def with_ties(
     ids = set(frame["image_id"])
     for file in dict.fromkeys(Path(root) / OVERRULED for root in roots):
         if file.is_file():
-            said |= {p: v for p, v in overruled(file).items() if ids.issuperset(p)}
+            answers = overruled(file)
+            said |= {p: v for p, v in answers.items() if ids.issuperset(p)}
+            if absent := sorted({i for pair in answers for i in pair} - ids):
+                print(
+                    f"{file}: not among the images, so what it says of them holds for nothing: "
+                    f"{few(absent)}"
+                )
     lesion = dict(zip(frame["image_id"], frame["lesion_id"], strict=True))
     rows = [
         (*pair, score.get(pair), lesion[pair[0]], lesion[pair[1]],
@@ -134,6 +140,8 @@ def overruled(file: Path) -> dict[tuple[str, str], tuple[bool, str]]:
     """What a person says of pairs of images: the same or not, and the file and line."""
     needed = {name: (name,) for name in ("image_id_1", "image_id_2", "same")}
     rows = columns.read(file, columns.Columns(needed, {}, {}), [])
+    for name in ("image_id_1", "image_id_2"):
+        rows[name] = columns.stems(rows[name])
     out: dict[tuple[str, str], tuple[bool, str]] = {}
     for line, row in rows[list(needed)].fillna("").iterrows():
         one, two, said = row["image_id_1"], row["image_id_2"], row["same"].lower()
