@@ -144,8 +144,10 @@ def fallen_out(config: Config, n: int = 12) -> Picture:
             ax.axis("on")
             show(ax, pixels[measure][record.image], wrapped(prompts.parse(record.prompt), 18))
             ax.title.set_fontsize(5.5)
-        row[n // 2].axis("on")
-        row[n // 2].set_xlabel(title, fontsize=8)
+        if part.empty:
+            row[0].text(0, 0.5, f"{title}: none", transform=row[0].transAxes, fontsize=8)
+        else:
+            row[(len(part) - 1) // 2].set_xlabel(title, fontsize=8)
         chosen.append(part)
     fig.suptitle(note(config).strip(), fontsize=7)
     save_fig(fig, "fallen_out", pd.concat(chosen), config)
