@@ -31,12 +31,25 @@ _NAMED = re.compile(
     r"|API_?KEY|TOKEN$|SECRET|PASSWORD",
     re.IGNORECASE,
 )
-_NOT_ONE = re.compile(r"(_PATH|_FILE|_DIR|_SOCK|_URL|_ENV)$", re.IGNORECASE)
+_NOT_ONE = re.compile(
+    r"_(PATH|FILE|DIR|SOCK|URL|ENV|MODE|TYPE|METHOD|PROVIDER|BACKEND|NAME|REGION|USER)$",
+    re.IGNORECASE,
+)
+# Of other variables (SORT_KEY, AUTH), a value of plain words alone is a choice of something.
+_SURELY = re.compile(
+    r"(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)_?\d*$", re.IGNORECASE
+)
+_WORDS = re.compile("[a-z_ -]+")
 # What servers without keys are given as one; each is also an ordinary word of a message.
 _PLACEHOLDERS = {"not-needed", "no-key-required", "lm-studio", "api-key-not-set", "localhost"}
-# Keys of providers, by how they begin. A digit is asked for: "sk-" also begins ordinary words.
+# Keys of providers, by how they begin. A digit is asked for: "sk-" also begins ordinary words. What
+# stands before one may be an escape of JSON, Python or an address, which ends in letters. And a
+# key's first letter may end an escape: backslashes before it go with it, so JSON remains JSON.
 _KEY = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:sk|gsk|hf|xai|pplx|nvapi|fw|csk|r8|ghp|gho|ghs|github_pat|glpat|whsec)"
+    r"(?=[\\Acefghnprswx])"  # much faster
+    r"(?:(?<!\\)\\++|(?<![A-Za-z0-9])|(?<=\\[abfnrtv])|(?<=\\x[0-9A-Fa-f]{2})"
+    r"|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\U[0-9A-Fa-f]{8})|(?<=%[0-9A-Fa-f]{2}))"
+    r"(?:(?:sk|gsk|hf|xai|pplx|nvapi|fw|csk|r8|ghp|gho|ghs|github_pat|glpat|whsec)"
     r"[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{12,}"
     r"|AIza[A-Za-z0-9_-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_.-]{10,})"
 )
@@ -101,8 +114,12 @@ def hide_pasted(setting: str) -> None:
     if last in ("teacher", "judge", "base_url", "api_key_env"):
         with contextlib.suppress(ValueError):
             refuse_key(last, value)
-    elif _NAMED.search(last):
+    elif _names_key(last):
         keep_secret(value)
+
+
+def _names_key(name: str) -> bool:
+    return bool(_NAMED.search(name)) and not _NOT_ONE.search(name)
 
 
 def credentials_of(url: str) -> list[str]:
@@ -114,7 +131,7 @@ def credentials_of(url: str) -> list[str]:
     except ValueError:
         return [url]
     found = [part for part in (parts.username, parts.password) if part]
-    found += [value for name, value in pairs if _NAMED.search(name) or looks_like_key(value)]
+    found += [value for name, value in pairs if _names_key(name) or looks_like_key(value)]
     if not found and re.search("[^/]@", parts.path):
         found = [url]
     return [*found, *(plain for text in found if (plain := unquote(text)) != text)]
@@ -128,7 +145,8 @@ def mask(text: str) -> str:
         lower = packed.replace(":", "").lower()
         for value in values:
             plain, encoded, digits = _traces(value)
-            if plain in unescaped or digits in lower or any(part in packed for part in encoded):
+            found = plain in text or plain in unescaped or digits in lower
+            if found or any(part in text or part in packed for part in encoded):
                 text = _pattern(value).sub(_HIDDEN, text)
     return _KEY.sub(_HIDDEN, text)
 
@@ -137,17 +155,20 @@ def _secrets() -> tuple[str, ...]:
     """All values that are keys now, the longest first: one may be the beginning of another."""
     found, named = set(_values), os.environ.get(_VARIABLE_OF_KEYS, "").split()
     for name, value in os.environ.items():
+        value = value.strip()
         if len(value) < _SHORTEST:
             continue
-        named_so = _NAMED.search(name) and not _NOT_ONE.search(name)
-        if name in named or (named_so and not (value[0] in "/~" and os.path.exists(value))):
-            found.add(value.strip())
-            found.add(re.sub("(?i)^(bearer|basic) +", "", value.strip()))
+        choice = _WORDS.fullmatch(value) and not _SURELY.search(name)
+        choice = choice or (value[0] in "/~" and os.path.exists(value))
+        if name in named or (_names_key(name) and not choice):
+            found |= {value, re.sub("(?i)^(bearer|basic) +", "", value)}
         elif name.endswith("HEADERS"):
             found |= {line.partition(":")[2].strip() for line in value.splitlines()}
         elif "@" in value and "://" in value:
             found |= set(credentials_of(value))
-    long = {v for v in found if len(v) >= _SHORTEST and v.lower() not in _PLACEHOLDERS}
+    # Quotes and backslashes around a value are no secret, and belong to the syntax of JSON.
+    bare = {value.strip("\"'\\") for value in found}
+    long = {v for v in bare if len(v) >= _SHORTEST and v.lower() not in _PLACEHOLDERS}
     return tuple(sorted(long, key=lambda v: (-len(v), v)))
 
 
@@ -156,7 +177,7 @@ _ESCAPE = re.compile(
     r"%(?:25)*([0-9A-Fa-f]{2})|\\+[ux](?:00)?([0-9A-Fa-f]{2})|&\#x0*([0-9A-Fa-f]{1,6});|&\#0*(\d{1,6});"
     r"|&(lt|gt|amp|quot);|\\+"
 )
-_BREAK = re.compile(r"\\[rn]")
+_BREAK = re.compile(r"\\++[rn]")
 
 
 def _unescaped(found: re.Match[str]) -> str:
@@ -188,18 +209,24 @@ def _inner_base64(value: str) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _pattern(value: str) -> re.Pattern[str]:
-    """The value with its characters plain or escaped, its bytes as hex and as base64."""
+    """The value with its characters plain or escaped, its bytes as hex and as base64.
+
+    With all of an escape in the midst of which it begins, so that JSON remains JSON.
+    """
     data = value.encode("utf-8", "surrogatepass")
     forms = [
         "".join(map(_character, value)),
         "(?i:" + r"[\s:]?".join(f"{b:02x}" for b in data) + ")",
     ]
     for encoded in _inner_base64(value):
-        inner = r"(?:\\[rn]|\s)*".join(_BASE64.get(c, c) for c in encoded)
-        forms.append(f"[A-Za-z0-9+/_-]?{inner}[A-Za-z0-9+/_=-]{{0,2}}")
-    return re.compile("|".join(forms))
+        inner = r"(?:\\++[rn]|\s)*".join(_BASE64.get(c, c) for c in encoded)
+        forms.append(f"(?:{_SHARED})?{inner}[A-Za-z0-9+/_=-]{{0,2}}")
+    return re.compile(rf"(?:(?<!\\)\\+(?:u[0-9A-Fa-f]{{0,3}})?)?(?:{'|'.join(forms)})")
 
 
+# The character of base64 that a value shares with what is before it; none that ends an escape.
+_SHARED = r"(?<!\\)(?<!\\u[0-9A-Fa-f]{3})[A-Za-z0-9+/_-]"
+_LINES = {"\n": "n", "\r": "r", "\t": "t"}
 _BASE64 = {"+": "(?:[+-]|%(?:25)*2[Bb])", "/": r"(?:\\*/|_|%(?:25)*2[Ff])"}
 
 
@@ -216,6 +243,7 @@ def _character(c: str) -> str:
         escaped.append(r"\\+" + re.escape(c))
         escaped += [re.escape(html.escape(c))] if html.escape(c) != c else []
         escaped += [r"\+"] if c == " " else []
+        escaped += [r"\\+" + _LINES[c]] if c in _LINES else []
     return f"(?:{'|'.join([re.escape(c), *escaped])})"
 
 

@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -207,7 +208,7 @@ def test_hostile_replies_are_invalid_and_nothing_breaks(text):
     assert 0 < len(reply.reason) < 2000
 
 
-JSON = answer_json("x")
+JSON, DRAFT = answer_json("x"), answer_json("a draft")
 QUOTES = "Write ```json\n{}\n``` and <think>no</think>, so."
 QUOTING = json.dumps(json.loads(JSON) | {"answer": QUOTES})
 
@@ -215,6 +216,11 @@ QUOTING = json.dumps(json.loads(JSON) | {"answer": QUOTES})
 @pytest.mark.parametrize(
     "content",
     [
+        *(f"{begin}Draft:\n```json\n{DRAFT}\n```\nno, wrong.{end}\n{final}"
+          for begin, end in (("<think>", "</think>"), ("", "</think>"), ("[THINK]", "[/THINK]"),
+                             ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"))
+          for final in (JSON, f"```json\n{JSON}\n```", f"So:\n```\n{QUOTING}\n```")),
+        f"```json\n{DRAFT}\n```\n" * 30 + f"</think>```\n{QUOTING}\n```", f"```\n{QUOTING}\n```",
         JSON, f"\ufeff{JSON}", f"Here:\n```json\n{JSON}\n```", f"```JSON\r\n{JSON}\r\n```\nDone.",
         f"```jsonc\n{JSON}", f"~~~~\n{JSON}\n~~~~", f"``` application/json {JSON}```", QUOTING,
         f"Here:\n```json\n{QUOTING}\n```", f"<think>\n{{...}}\n</think>\n{JSON}",
@@ -226,7 +232,7 @@ QUOTING = json.dumps(json.loads(JSON) | {"answer": QUOTES})
         [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
          {"type": "reasoning", "text": "{}"}, {"type": "text", "text": JSON[:9]}, JSON[9:]],
     ],
-    ids=range(17),
+    ids=range(31),
 )  # fmt: skip
 def test_an_answer_is_read_in_every_dress_live_and_in_a_batch(content):
     with Scripted(completion(content)) as server:
@@ -249,6 +255,11 @@ def test_an_answer_is_read_in_every_dress_live_and_in_a_batch(content):
         (f"```\n{JSON}\n```\n```\n{answer_json('y')}\n```", "more than one answer"),
         (f"```json\n{JSON[:-30]}\n```", "reply: Invalid JSON"),
         (f"<think>{JSON}", "Invalid JSON"),
+        (f"<think>```json\n{JSON}\n``` or", "Invalid JSON"),
+        (f"<think>```json\n{JSON}\n```</think>", "Invalid JSON"),
+        (f"```json\n{JSON}\n```</think>I cannot.", "Invalid JSON"),
+        (f"<|channel|>analysis<|message|>```json\n{JSON}\n```<|end|>", "Invalid JSON"),
+        (f"<think>a</think>```\n{JSON}\n```\n```\n{DRAFT}\n```", "more than one answer"),
         ("```json\n{}\n```", "answer: Field required"),
         ("\ufeff \n", "the reply is empty"),
     ],
@@ -260,8 +271,9 @@ def test_what_is_not_one_answer_says_why(text, reason):
 
 @pytest.mark.parametrize(
     "text", ["`" * 10**6, "~" * 10**6, "``` " + " " * 10**6, "<think>" * 10**5, " \n" * 10**6 + "x",
-             "<think></think>" * 50_000, "```{" * 200_000, '{"a":' * 200_000],
-    ids=range(8),
+             "<think></think>" * 50_000, "```{" * 200_000, '{"a":' * 200_000,
+             "</think>```{" * 50_000],
+    ids=range(9),
 )  # fmt: skip
 def test_hostile_text_is_read_in_linear_time(text):
     began = time.process_time()
@@ -373,6 +385,42 @@ def test_an_odd_reply_costs_its_own_question_and_says_why(tmp_path, monkeypatch)
         assert reply.status in (("ok",) if body in FINE else ("failed", "invalid")), (body, reply)
         assert reply.reason or reply.status == "ok"
     assert summary.statuses["ok"] == len(FINE) + 10
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("candidates"), AttributeError("'str' has no 'x'"), TypeError("no"), EOFError()],
+)
+def test_a_reply_that_the_client_of_another_sdk_breaks_on_costs_its_question(
+    tmp_path, monkeypatch, error
+):
+    from pydantic_ai.messages import ModelResponse, TextPart
+    from pydantic_ai.models.function import FunctionModel
+
+    def reads(messages, info):
+        if "image 3 " in str(messages):
+            raise error
+        return ModelResponse(parts=[TextPart(JSON)])
+
+    model = FunctionModel(reads)
+    model.client = object()  # of Gemini's SDK, or Anthropic's, Mistral's, Groq's, Bedrock's
+    monkeypatch.setattr("derm_rl.captions.wire._inferred", lambda *_, **__: model)
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        teacher = ProviderTeacher("google:gemini-x", price=(1, 1), native=False)
+        requests = [question(i) for i in range(6)]
+        summary = ask_all(teacher, requests, ledger, attempts=2, progress=False)
+        failed = ledger.get(key(requests[3], teacher))
+    assert (summary.statuses["ok"], summary.statuses["failed"]) == (5, 1)
+    assert type(error).__name__ in failed.reason
+
+
+def test_a_fault_of_our_own_before_anything_is_sent_is_raised(monkeypatch):
+    def breaks(_):
+        raise KeyError("ours")
+
+    monkeypatch.setattr(ProviderTeacher, "_parameters", breaks)
+    with pytest.raises(KeyError, match="ours"):
+        asyncio.run(ProviderTeacher("test:model", base_url="http://x").ask(question(1)))
 
 
 @pytest.mark.parametrize("status", [204, 302, 400, 402, 409, 418, 422, 499, 500, 529, 599])
@@ -620,8 +668,88 @@ def test_what_is_no_key_is_left_alone(monkeypatch):
      "COPILOT_GITHUB_TOKEN", "SNOWFLAKE_TOKEN", "VERCEL_OIDC_TOKEN", "OPENAI_WEBHOOK_SECRET"],
 )  # fmt: skip
 def test_every_variable_that_a_client_reads_a_key_from_is_one(monkeypatch, name):
-    monkeypatch.setenv(name, "some-private-value")
-    assert mask("a some-private-value b") == "a *** b"
+    monkeypatch.setenv(name, "some-private-value1")
+    assert mask("a some-private-value1 b") == "a *** b"
+
+
+@pytest.mark.parametrize(
+    "name", ["DB_PASSWORD", "CLIENT_SECRET", "HF_TOKEN", "VLLM_API_KEY", "OPENAI_APIKEY", "MINE"]
+)
+def test_a_key_of_plain_words_is_one_where_nothing_else_can_be_meant(monkeypatch, name):
+    monkeypatch.setenv(name, "some-private value")
+    monkeypatch.setenv("DERM_RL_KEY_VARIABLES", "MINE")
+    assert mask("a some-private value b") == "a *** b"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AUTH_MODE", "standard"), ("SORT_KEY", "lesion_id"), ("AUTH_TYPE", "password"),
+     ("AUTH", "optional"), ("LLM_API_KEY_PROVIDER", "anthropic"), ("AUTH_METHOD", "OpenID-2"),
+     ("TOKEN_BACKEND", "redis-v2"), ("API_KEY_NAME", "X-Api-Key"), ("AUTH_USER", "derm-rl-7"),
+     ("AUTH_REGION", "eu-central-1")],
+)  # fmt: skip
+def test_what_a_variable_chooses_is_no_key(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert mask(f"The {value} of care") == f"The {value} of care"
+    assert ProviderTeacher(f"{value}:claude").provider == value
+
+
+OF_ITSELF = "sk-proj-1234567890abcdefghij"  # known by how it begins
+AROUND = st.text(
+    st.sampled_from('\n\t\r\b\f\\"/ \x00\x1bé\u2028\U0001f600aefnrux019+=%&:')
+    | st.characters(codec="utf-8"),
+    max_size=12,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    AROUND, AROUND, st.booleans(), st.integers(1, 2),
+    st.sampled_from([KEY, SECRET, "sk-test-in quotes", "nothing-special1", "two\r\nlines\t9",
+                     "e9ba11f00ba1"]),
+    st.sampled_from([str, in_base64, lambda k: base64.encodebytes(b"u:" + k.encode()).decode(),
+                     lambda k: k.encode().hex(), repr, lambda k: quote(k, safe="")]),
+)  # fmt: skip
+def test_json_without_its_keys_is_json(before, after, ascii_only, layers, secret, form):
+    text = f"{before}{form(secret)}{after}"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SOME_API_KEY", f'"{secret}\\"')  # as files of variables have it
+        hidden = {"text": text, form(secret): [text]}
+        for _ in range(layers):
+            hidden = json.dumps(hidden, ensure_ascii=ascii_only)
+        hidden = mask(hidden)
+    for _ in range(layers):
+        hidden = json.loads(hidden)
+    assert "***" in hidden["text"], hidden
+    assert form(secret).strip("'=\n") not in str(hidden)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    AROUND.filter(lambda t: not t[-1:].isascii() or not t[-1:].isalnum()), AROUND,
+    st.sampled_from([OF_ITSELF, "r8_1234567890abcdef", "nvapi-1234567890abcdef",
+                     "fw_1234567890abcdef", "AKIA1234567890ABCDEF"]),
+    st.sampled_from([partial(json.dumps, ensure_ascii=False), json.dumps, repr, quote, str]),
+)  # fmt: skip
+def test_a_key_known_by_its_beginning_is_found_behind_every_escape(before, after, secret, write):
+    written = mask(write(f"{before}{secret}{after}"))
+    assert "***" in written and secret not in written
+    if isinstance(write, partial) or write is json.dumps:
+        assert secret not in json.loads(written)
+
+
+@pytest.mark.parametrize(
+    "text", ["a\r8_1234567890abc", "a\nvapi-1234567890abc", "\fw_1234567890abc"]
+)
+def test_an_escape_and_what_follows_it_may_look_like_a_key(text):
+    assert "*" in json.loads(mask(json.dumps({"text": text})))["text"]
+
+
+def test_line_ends_before_a_key_remain(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", SECRET)
+    for key_ in (SECRET, OF_ITSELF, in_base64(SECRET), SECRET.encode().hex()):
+        text = json.loads(mask(json.dumps({"text": f"header:\n{key_}\nend"})))["text"]
+        assert text == "header:\n***\nend"
 
 
 def test_keys_in_addresses_and_headers_of_the_environment(monkeypatch):

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -16,12 +17,17 @@ from derm_rl.masking import mask
 
 # How a fenced block that holds an object begins, whatever its tag. Possessive, and never begun in
 # the middle: a megabyte of backticks or blanks must not take a minute.
-_FENCE = re.compile(r"(?<![`~])(?:`{3,}+|~{3,}+)[^\S\n]*+[^\s{}\"`~]*+\s*+(?=\{)")
+_FENCE = r"(?<![`~])(?:`{3,}+|~{3,}+)[^\S\n]*+[^\s{}\"`~]*+\s*+(?=\{)"
 _FENCES = 20  # of which is looked into
 _BLANK = "\ufeff \t\r\n"
 _THOUGHT = r"[<\[◁]%s(?:think\w*|thought\w*|reason\w*|analysis|reflection|scratchpad)[>\]▷]"
 _THINKING = re.compile(rf"\s*{_THOUGHT % ''}.*?{_THOUGHT % '/'}", re.DOTALL | re.IGNORECASE)
-_THOUGHT_ENDS = re.compile(rf"{_THOUGHT % '/'}|<\|message\|>", re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(rf"{_THOUGHT % '/'}|(?<!analysis)<\|message\|>", re.IGNORECASE)
+_BLOCK_OR_MARK = re.compile(
+    rf"(?P<fence>{_FENCE})|(?P<begins>{_THOUGHT % ''}|analysis<\|message\|>)"
+    rf"|{_THOUGHT_ENDS.pattern}",
+    re.IGNORECASE,
+)
 _END_MARK = re.compile(r"(?:</s>|<\|\w+\|>)$")
 # What servers say of how a reply ended, in every spelling: OpenAI, Gemini, Claude, Bedrock, xAI, …
 _BLOCKED = re.compile(
@@ -59,15 +65,18 @@ def wire_schema() -> dict[str, Any]:
 def parse_answer(text: str) -> Answer:
     """The answer in a text that is JSON, alone or in a fenced block, also after thinking aloud.
 
+    What stands in the thinking is a draft and no answer.
+
     Raises:
         ValueError: it is not, or not of the schema; says where and why.
     """
     if not text.strip(_BLANK):
         raise ValueError("the reply is empty")
     fault = ""
-    for whole in _without_thinking(text):
+    wholes = list(_without_thinking(text))
+    for candidates in chain(([whole] for whole in wholes), map(_fenced, wholes)):
         found: list[Answer] = []
-        for candidate in (whole, *_fenced(whole)):
+        for candidate in candidates:
             try:
                 answer = Answer.model_validate_json(candidate)
             except ValidationError as error:
@@ -82,8 +91,6 @@ def parse_answer(text: str) -> Answer:
             except UnicodeEncodeError:
                 fault = fault or "reply: lone surrogates, not Unicode text"
                 continue
-            if candidate is whole:
-                return answer
             found += [answer] if answer not in found else []
         if len(found) > 1:
             raise ValueError("reply: more than one answer, and they differ")
@@ -105,21 +112,32 @@ def _without_thinking(text: str) -> Iterator[str]:
     yield from dict.fromkeys(text[at:].strip(_BLANK) for at in starts)
 
 
-def _fenced(text: str) -> Iterator[str]:
-    """The objects in fenced blocks, the last of which may lack its end."""
-    at = 0
-    for _ in range(_FENCES):
-        if not (opening := _FENCE.search(text, at)):
-            return
-        at = opening.end()
-        try:
-            _, end = json.JSONDecoder().raw_decode(text, at)
-        except (ValueError, RecursionError):  # no object: what it lacks is for the parser to say
-            yield re.split(r"\n\s*(?:```|~~~)", text[at:], maxsplit=1)[0].rstrip("`~ \n")
-            continue
-        if re.match(r"\s*(?:$|```|~~~)", text[end:]):
-            yield text[at:end]
-        at = end
+def _fenced(text: str) -> list[str]:
+    """The objects in fenced blocks outside of thinking, the last of which may lack its end.
+
+    Marks of thinking within an object are its own words.
+    """
+    found: list[str] = []
+    at = looked = 0
+    while token := _BLOCK_OR_MARK.search(text, at):
+        at = token.end()
+        if token["begins"]:
+            if not (ending := _THOUGHT_ENDS.search(text, at)):
+                break
+            at = ending.end()
+        elif token["fence"] is None:  # the end of a thought whose beginning was cut
+            found.clear()
+        elif (looked := looked + 1) <= _FENCES:
+            try:
+                _, end = json.JSONDecoder().raw_decode(text, at)
+            except (ValueError, RecursionError):  # what it lacks is for the parser to say
+                block = re.split(r"\n\s*(?:```|~~~)", text[at:], maxsplit=1)[0]
+                found.append(block.rstrip("`~ \n"))
+                continue
+            if re.match(r"\s*(?:$|```|~~~)", text[end:]):
+                found.append(text[at:end])
+            at = end
+    return found
 
 
 def message_text(content: Any) -> tuple[str, str | None]:

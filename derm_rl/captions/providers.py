@@ -29,7 +29,7 @@ from derm_rl.captions.ledger_rows import canonical
 from derm_rl.captions.outcome import Outcome, failure, judged, stumble
 from derm_rl.captions.pace import TransientError
 from derm_rl.captions.schema import Reply, Request
-from derm_rl.captions.wire import TeacherError, complete, connect, listen, offline
+from derm_rl.captions.wire import TeacherError, complete, connect, hears, listen, offline
 from derm_rl.masking import guard, keep_variable, refuse_key
 
 __all__ = ["ProviderTeacher", "TeacherError", "model_price"]
@@ -162,7 +162,7 @@ class ProviderTeacher:
         except (AgentRunError, UserError) as error:
             return failure(error, received, served=self._served)
         except Exception as error:
-            if received.status is None and hasattr(model, "client"):
+            if received.status is None and hears(model):
                 raise  # nothing has come, so it is no reply that this stumbles over
             return stumble(error, received)
 

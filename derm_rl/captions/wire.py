@@ -63,6 +63,12 @@ def listen() -> Received:
     return found
 
 
+def hears(model: Any) -> bool:
+    """Whether :func:`listen` knows of every reply: a provider may read them with its own client."""
+    client = getattr(getattr(model, "client", None), "_client", None)  # of OpenAI's SDK
+    return isinstance(client, (Wire, Mailbox))
+
+
 class Wire(httpx2.AsyncClient):
     """The default client of pydantic-ai, its replies read by :func:`_received_as`."""
 
