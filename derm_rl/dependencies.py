@@ -49,13 +49,16 @@ def files_in(folder: Path) -> list[Path]:
 def files_under(folder: Path, exclude: Iterable[str] = ()) -> dict[str, str]:
     """Hash of every file below ``folder`` by relative path.
 
-    Hidden files, ``exclude`` and what was set aside (:func:`derm_rl.io.set_aside`) do not count.
+    Hidden files, ``exclude`` and what was set aside (:func:`derm_rl.io.set_aside`), alone or with
+    its folder, do not count.
     """
     skip = set(exclude)
     return {
-        path.relative_to(folder).as_posix(): file_hash(path)
-        for path in files_in(folder)
-        if not path.name.startswith(".") and path.name not in skip and not is_set_aside(path)
+        inside.as_posix(): file_hash(folder / inside)
+        for inside in (path.relative_to(folder) for path in files_in(folder))
+        if not inside.name.startswith(".")
+        and inside.name not in skip
+        and not any(map(is_set_aside, (inside, *inside.parents)))
     }
 
 

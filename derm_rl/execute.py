@@ -69,7 +69,7 @@ class Papermill:
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}  # by mark
+        self.processes: dict[str, psutil.Process] = {}  # by mark
 
     def execute(
         self,
@@ -102,12 +102,11 @@ class Papermill:
             process = subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr
             )
-            self.processes[mark] = process
+            self.processes[mark] = psutil.Process(process.pid)
             try:
                 status = process.wait()
             finally:
-                del self.processes[mark]
-                _kill(process.pid, mark)
+                _kill(self.processes.pop(mark), mark)
             stderr.seek(0)
             said = stderr.read().decode(errors="replace")
         if status:
@@ -116,27 +115,31 @@ class Papermill:
     def stop(self) -> None:
         """End the running notebooks with their kernels, which papermill starts apart from us."""
         for mark, process in list(self.processes.items()):
-            _kill(process.pid, mark)
+            _kill(process, mark)
 
 
-def _kill(pid: int, mark: str) -> None:
-    """End a process and all it has started, also what it no longer is the parent of; it last."""
+def _kill(process: psutil.Process, mark: str) -> None:
+    """End a process and all it has started, also what it no longer is the parent of; it last.
+
+    Not by its number: the system gives that to another process once it has ended.
+    """
     for _ in range(10):  # what ends may just have started another
-        family = [p for p in psutil.process_iter() if p.pid != pid and _belongs(p, pid, mark)]
+        others = (p for p in psutil.process_iter() if p != process)
+        family = [p for p in others if _belongs(p, process, mark)]
         for member in family:
             with contextlib.suppress(psutil.Error):
                 member.kill()
         if not psutil.wait_procs(family, timeout=1)[0]:
             break
     with contextlib.suppress(psutil.Error):
-        psutil.Process(pid).kill()
+        process.kill()
 
 
-def _belongs(process: psutil.Process, pid: int, mark: str) -> bool:
+def _belongs(member: psutil.Process, process: psutil.Process, mark: str) -> bool:
     with contextlib.suppress(psutil.Error, OSError):
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if member.status() == psutil.STATUS_ZOMBIE:
             return False
-        return process.environ().get(MARK) == mark or pid in [p.pid for p in process.parents()]
+        return member.environ().get(MARK) == mark or process in member.parents()
     return False
 
 
@@ -147,7 +150,7 @@ def _end_with(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(0.5)
-    _kill(os.getpid(), os.environ[MARK])
+    _kill(psutil.Process(), os.environ[MARK])
 
 
 def _failure(stage: str, copy: Path, stderr: str, status: int) -> str:

@@ -2,7 +2,8 @@
 
 What a notebook draws is part of its stage's result (``figures/`` in its folder) and is copied to
 the figures of the preset from there. So a run with other settings shares the finished stages that
-do not read them, figures and all, and a lost figure needs no run.
+do not read them, figures and all, and a lost figure needs no run. One that is no longer drawn is
+removed there: the stamp of a stage names all that it ever drew.
 """
 
 from __future__ import annotations
@@ -219,13 +220,23 @@ class _Runner:
     def _stamp(self, stage: Stage) -> Path:
         return self.config.stage_dir(stage.name) / "reproduced.json"
 
-    def _read_stamp(self, stage: Stage) -> dict[str, Any] | None:
+    def _stamped(self, stage: Stage) -> dict[str, Any]:
+        """What the stamp says, also of a stage that has been begun and not finished."""
         try:
             old = read_json(self._stamp(stage))
         except (FileNotFoundError, ValueError):
-            return None
-        fields = {"key", "outputs", "minutes", "peak_memory_gb"}
-        return old if isinstance(old, dict) and fields <= set(old) else None
+            return {}
+        return old if isinstance(old, dict) else {}
+
+    def _read_stamp(self, stage: Stage) -> dict[str, Any] | None:
+        old = self._stamped(stage)
+        return old if {"key", "outputs", "minutes", "peak_memory_gb"} <= set(old) else None
+
+    def _ever_drawn(self, stage: Stage) -> set[str]:
+        """Names of all figures that a stage has ever drawn, as far as its stamp knows."""
+        old, place = self._stamped(stage), "figures/"
+        now = (n.removeprefix(place) for n in old.get("outputs", ()) if n.startswith(place))
+        return {*old.get("figures", ()), *now}
 
     def _fresh(self, stage: Stage) -> bool:
         if stage.name not in self.fresh:
@@ -238,7 +249,11 @@ class _Runner:
         return self.fresh[stage.name]
 
     def _publish(self, stage: Stage) -> None:
-        """Copy the figures of a finished stage to those of the preset, where they differ."""
+        """Make the figures of a finished stage those of the preset, where they differ."""
+        for name in self._ever_drawn(stage):
+            of_stages = (self._stamp(s).parent / "figures" / name for s in self.stages)
+            if not any(file.is_file() for file in of_stages):  # another one may draw it now
+                (self.config.figures_dir / name).unlink(missing_ok=True)
         drawn = self._stamp(stage).parent / "figures"
         for file in dependencies.files_in(drawn):
             target = self.config.figures_dir / file.relative_to(drawn)
@@ -249,7 +264,8 @@ class _Runner:
 
     def _execute(self, stage: Stage) -> None:
         began, key, stamp = time.time(), self.key(stage), self._stamp(stage)
-        stamp.unlink(missing_ok=True)
+        ever_drawn = sorted(self._ever_drawn(stage))
+        write_json(stamp, {"figures": ever_drawn})  # of no finished stage, whatever happens now
         figures = stamp.parent / "figures"
         if figures.is_dir():
             shutil.rmtree(figures)
@@ -267,16 +283,17 @@ class _Runner:
                 {FIGURES_OF_STAGE: str(figures)},
             )
             status.succeeded = True
-        self._publish(stage)
         write_json(
             stamp,
             {
                 "key": key,
+                "figures": ever_drawn,
                 "outputs": _outputs(stamp.parent),
                 "minutes": round((time.time() - began) / 60, 3),
                 "peak_memory_gb": round(memory.peak / 1e9, 3),
             },
         )
+        self._publish(stage)
         self.fresh[stage.name] = True
         self.ran.append(stage.name)
 

@@ -239,6 +239,27 @@ def planted() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def planted_in_scans(mark: bytes = MARK) -> dict[str, bytes]:
+    """JPEGs with ``mark`` between pixels and a marker: only a decoder could tell it from pixels."""
+    plain = saved(RGB, "JPEG", quality=95)
+    scans = saved(RGB, "JPEG", quality=95, progressive=True)
+    restarts = saved(RGB, "JPEG", quality=95, restart_marker_rows=1)
+
+    def before(content: bytes, marker: bytes, after: bytes = b"\xff\xda") -> bytes:
+        at = content.index(marker, content.index(after))
+        return content[:at] + mark + content[at:]
+
+    return {
+        "behind_pixels.jpg": before(plain, b"\xff\xd9"),
+        "behind_grey.jpg": before(saved(RGB[..., 0], "JPEG"), b"\xff\xd9"),
+        "behind_first_scan.jpg": before(scans, b"\xff\xc4"),
+        "behind_last_scan.jpg": before(scans, b"\xff\xd9"),
+        "before_restart.jpg": before(restarts, b"\xff\xd0"),
+        "behind_restarts.jpg": before(restarts, b"\xff\xd9"),
+        "stray_restart.jpg": before(plain[:-2] + b"\xff\xd0\xff\xd9", b"\xff\xd9"),
+    }
+
+
 # ------------------------------------------------------------------------------- every byte
 
 

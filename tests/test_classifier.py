@@ -1,5 +1,7 @@
 """The classifier: augmentation, calibration, training and resume, the folder format, the tables."""
 
+import copy
+import errno
 import json
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from derm_rl import classifier
+from derm_rl import classifier, dependencies
 from derm_rl.classifier import augment, calibration, training
 from derm_rl.classifier.backbones import last_layer
 from derm_rl.classifier.model import as_tensor
@@ -170,6 +172,45 @@ def test_a_finished_training_is_not_repeated_unless_something_changed(tmp_path):
     assert rows == []
     fit(tmp_path / "m", epochs=1, seed=1, callback=rows.append)
     assert len(rows) == 1
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "calibration.json"])
+def test_a_damaged_training_is_set_aside_and_repeated(tmp_path, file, capsys):
+    # A copy: weights are mapped from the file that is damaged here.
+    whole = copy.deepcopy(fit(tmp_path / "m", epochs=1).state_dict())
+    files = dependencies.files_under(tmp_path)
+    damaged = tmp_path / "m" / file
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    torn = damaged.read_bytes()
+    again = fit(tmp_path / "m", epochs=1).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert (tmp_path / "m.torn-1" / file).read_bytes() == torn
+    assert f"{file}: " in capsys.readouterr().err
+    # What depends on the folder above sees what it would have seen.
+    assert set(dependencies.files_under(tmp_path)) == set(files)
+    rows = []
+    fit(tmp_path / "m", epochs=1, callback=rows.append)
+    assert rows == []
+
+
+def test_a_training_that_lost_a_file_is_repeated(tmp_path):
+    fit(tmp_path / "m", epochs=1)
+    for number, file in enumerate(("calibration.json", "model.safetensors"), start=1):
+        (tmp_path / "m" / file).unlink()
+        fit(tmp_path / "m", epochs=1)
+        assert (tmp_path / "m" / file).is_file() and (tmp_path / f"m.torn-{number}").is_dir()
+
+
+def test_a_classifier_that_cannot_be_read_now_is_left_as_it_is(tmp_path, monkeypatch):
+    fit(tmp_path / "m", epochs=1)
+
+    def fail(folder):
+        raise FileError("cannot be loaded") from OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(training, "load_classifier", fail)
+    with pytest.raises(FileError, match="cannot be loaded"):
+        fit(tmp_path / "m", epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_training_leaves_the_random_state_and_the_images_alone(tmp_path):

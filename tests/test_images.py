@@ -78,6 +78,15 @@ def test_nothing_but_the_picture_is_released(name, tmp_path):
     assert MARK not in released and np.array_equal(pixels(released), picture)
 
 
+@pytest.mark.parametrize("mark", [MARK, b"5N", bytes(2), b"\xff\0\xff\0", b"x" * 70_000])
+def test_nothing_stays_between_the_pixels_of_a_jpeg_and_a_marker(mark):
+    for name, content in image_files.planted_in_scans(mark).items():
+        picture = images.picture(content)
+        for released in (export_images.clean(content), export_images.clean(content, picture)):
+            assert export_images.kind(released) == "png", name
+            assert np.array_equal(pixels(released), picture)
+
+
 def test_a_release_holds_what_is_clean_in_both_ways(tmp_path):
     names = list(PLANTED)
     rows = pd.DataFrame({"image_id": names, "pair_id": names, "split": "train"})
@@ -112,6 +121,12 @@ def test_the_reader_of_every_byte_finds_what_is_planted():
 def test_plain_files_stay_and_a_jpeg_keeps_its_scan():
     for name in ("rgb.jpg", "grey.jpg", "progressive.jpg", "rgb.png", "grey.png"):
         assert export_images.clean(FILES[name][0]) == FILES[name][0]
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    for end in (noise[-20:], 0, 255):  # black corners of dermoscopes, white paper
+        noise[-20:] = end
+        for options in ({}, {"optimize": True}, {"restart_marker_rows": 1}, {"subsampling": 0}):
+            content = image_files.saved(noise, "JPEG", **options)
+            assert export_images.clean(content) == content
     plain = image_files.saved(RGB, "JPEG", quality=95)
     for name in ("iptc.jpg", "thumbnail.jpg", "extension.jpg", "any.jpg", "behind.jpg"):
         assert export_images.clean(PLANTED[name]) == plain

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from derm_rl import config, dependencies, masking, paths
-from derm_rl.execute import Papermill, _failure
+from derm_rl.execute import Papermill, _failure, _kill
 from derm_rl.reproduce import ReproduceError, Stage, run
 
 STAGES = (Stage("01_data"), Stage("02_reward_classifier", ("01_data",)))
@@ -173,6 +173,42 @@ def test_a_lost_figure_comes_back_without_a_run(whole):
     assert whole() == []
     for name in ("01_data", "05_alignment"):
         assert (folder / f"{name}.csv").read_text() == name
+
+
+def test_a_figure_that_is_no_longer_drawn_is_no_longer_published(whole, project):
+    plain, other = config.load("smoke"), config.load("smoke", ["release.test=0.2"])
+    assert whole("release.test=0.2") == ["10"]
+    for folder in (plain.figures_dir, other.figures_dir):
+        (folder / "of_a_reader.csv").write_text("mine")
+    # As written before stamps named figures.
+    stamp = plain.stage_dir("05_alignment") / "reproduced.json"
+    old = json.loads(stamp.read_text())
+    old.pop("figures")
+    stamp.write_text(json.dumps(old))
+    code = figure_of("05_alignment", "new")
+    write_notebook(project, "05_alignment", code + "raise KeyError('no such thing')")
+    with pytest.raises(KeyError):
+        whole()
+    assert (plain.figures_dir / "05_alignment.csv").read_text() == "05_alignment"
+    write_notebook(project, "05_alignment", code.replace("05_alignment.csv", "renamed.csv"))
+    assert whole() == ["05"]
+    assert whole("release.test=0.2") == []  # shares the stage, has figures of its own
+    left = {f"{name}.csv" for name in NAMES} - {"05_alignment.csv"}
+    for folder in (plain.figures_dir, other.figures_dir):
+        found = {file.name for file in folder.glob("*.csv")}
+        assert found == left | {"renamed.csv", "of_a_reader.csv"}
+
+
+def test_a_figure_that_another_stage_draws_now_stays(whole, project):
+    code = figure_of("02_reward_classifier", "moved")
+    code = code.replace("02_reward_classifier.csv", "05_alignment.csv")
+    write_notebook(project, "02_reward_classifier", code)
+    write_notebook(project, "05_alignment", code_of("05_alignment", "no figure"))
+    file = config.load("smoke").figures_dir / "05_alignment.csv"
+    for ran in (["02", "05"], []):
+        assert whole() == ran
+        assert file.read_text() == "moved"
+    assert not file.with_name("02_reward_classifier.csv").exists()
 
 
 def test_parameters_saved_in_a_notebook_change_nothing(whole, project):
@@ -366,7 +402,8 @@ def test_an_interrupt_ends_the_notebook_and_its_kernel_at_once(project, tmp_path
     while (running := _runs(int(file.read_text()))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not running
-    assert not list((tmp_path / "runs").rglob("reproduced.json"))
+    (stamp,) = (tmp_path / "runs").rglob("reproduced.json")
+    assert json.loads(stamp.read_text()) == {"figures": []}  # begun, not finished
 
 
 WORKERS = """
@@ -399,6 +436,27 @@ def test_a_killed_notebook_ends_with_its_workers_and_names_the_cell(project, tmp
     while any(map(_runs, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert len(pids) > 1 and not any(map(_runs, pids))
+
+
+def test_who_has_the_number_of_an_ended_process_now_is_left_alone():
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    stranger = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        child = psutil.Process(int(stranger.stdout.readline()))
+        ended, running = psutil.Process(stranger.pid), psutil.Process(stranger.pid)
+        ended._ident = (ended.pid, ended.create_time() - 100)  # had the number before
+        _kill(ended, "no such mark")
+        assert running.is_running() and child.is_running()
+        _kill(running, "no such mark")
+        assert stranger.wait(30) == -signal.SIGKILL and not _runs(child.pid)
+    finally:
+        stranger.kill()
+        stranger.stdout.close()
 
 
 def test_a_copy_that_is_only_a_part_does_not_hide_the_failure(tmp_path):

@@ -19,6 +19,11 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _FRAMES = (b"\xc0", b"\xc1", b"\xc2")  # of a JPEG: baseline, extended, progressive
 _SEGMENT = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+# The last two bytes in front of a restart marker or the end of a scan; FF is written as FF 00.
+_TAIL = re.compile(rb"(?:\xff[\x00\xd0-\xd7]|[^\xff]){2}(?=\xff[\xd0-\xd7]|\Z)", re.DOTALL)
+# In place of a tail: noise, as pixels that are black or white show few other codes. FF is a marker.
+_OTHERS = [hashlib.sha256(bytes([i])).digest().replace(b"\xff", b"")[:16] for i in range(8)]
+_MOST_TAILS = 64  # to look at, in a picture each: progressive files have about ten
 
 
 def loader(frame: pd.DataFrame, size: int | None = None, quality: int | None = None) -> Load:
@@ -79,8 +84,11 @@ def clean(content: bytes, picture: Image.Image | None = None) -> bytes:
 
     No EXIF, GPS, XMP, profile, text, thumbnail or further frame, and nothing behind its end. A
     plain file stays as it is, and a JPEG keeps its compressed pixels where they alone give that
-    picture. Whatever else (turned by EXIF, transparent, CMYK, with a profile, of another format)
-    becomes PNG.
+    picture. Whatever else (turned by EXIF, transparent, CMYK, with a profile, of another format,
+    with bytes between pixels and marker) becomes PNG.
+
+    Beside what decodes to pixels, a JPEG keeps its tables, also unused ones, the resolution of
+    JFIF, the transform of Adobe, and in front of each marker in or behind a scan at most one byte.
 
     Args:
         picture: of the file, if it is known.
@@ -92,12 +100,10 @@ def clean(content: bytes, picture: Image.Image | None = None) -> bytes:
     content = bytes(content)
     if _is_plain_png(content):
         return content
-    bare = _bare_jpeg(content)
-    if bare is not None and bare == content:
-        return content
     if picture is None:
         picture = images.picture(content)
-    if bare is not None and _same(images.picture(bare), picture):
+    bare, tails = _bare_jpeg(content) or (b"", [])
+    if bare and (bare == content or _shows(bare, picture)) and _all_drawn(bare, tails, picture):
         return bare
     return encoded(picture, "PNG")
 
@@ -109,8 +115,22 @@ def encoded(image: Image.Image, form: str, quality: int = 92) -> bytes:
     return out.getvalue()
 
 
-def _same(one: Image.Image, other: Image.Image) -> bool:
-    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
+def _shows(content: bytes, picture: Image.Image) -> bool:
+    found = images.picture(content)
+    return found.size == picture.size and ImageChops.difference(found, picture).getbbox() is None
+
+
+def _all_drawn(jpeg: bytes, tails: list[tuple[int, int]], picture: Image.Image) -> bool:
+    """Whether the picture is another one with other bytes in place of any tail.
+
+    A decoder skips what lies between the last pixel and a marker, and does not say so. Real pixels
+    that none of ``_OTHERS`` changes to the eye (the lowest bits of a progressive file that ends in
+    black) make a file PNG, too.
+    """
+    return len(tails) <= _MOST_TAILS and all(
+        any(not _shows(jpeg[:start] + other + jpeg[end:], picture) for other in _OTHERS)
+        for start, end in tails
+    )
 
 
 def _is_plain_png(content: bytes) -> bool:
@@ -139,16 +159,17 @@ def _is_plain_png(content: bytes) -> bool:
     return len(pixels) == size and unpacking.eof and not unpacking.unused_data
 
 
-def _bare_jpeg(content: bytes) -> bytes | None:
+def _bare_jpeg(content: bytes) -> tuple[bytes, list[tuple[int, int]]] | None:
     """Frame, tables and scans of the first image of a file, up to its end; nothing else.
 
-    None if this is no grey or colour JPEG of 8 bits, or has anything unusual.
+    Also where the tails of its scans begin and end (``_TAIL``). None if this is no grey or colour
+    JPEG of 8 bits, or has anything unusual.
     """
-    kept, seen, at = [b"\xff\xd8"], set(), 2
+    kept, tails, seen, at = [b"\xff\xd8"], [], set(), 2
     while content.startswith(JPEG) and (found := _SEGMENT.match(content, at)):
         marker, start = found[1], found.end()
         if marker == b"\xd9":
-            return b"".join([*kept, b"\xff\xd9"]) if b"\xda" in seen else None
+            return (b"".join([*kept, b"\xff\xd9"]), tails) if b"\xda" in seen else None
         at = start + int.from_bytes(content[start : start + 2], "big")
         body = content[start + 2 : at]
         if marker == b"\xe0" and body.startswith(b"JFIF\0") and len(body) >= 14:
@@ -165,9 +186,11 @@ def _bare_jpeg(content: bytes) -> bytes | None:
         seen.add(kind_of)
         kept += [b"\xff", marker, (len(body) + 2).to_bytes(2, "big"), body]
         if marker == b"\xda":
-            end = _SCAN_END.search(content, at)
-            kept.append(content[at : end.start() if end else None])
-            at += len(kept[-1])
+            end, begins = _SCAN_END.search(content, at), sum(map(len, kept))
+            scan = content[at : end.start() if end else None]
+            tails += [(begins + t.start(), begins + t.end()) for t in _TAIL.finditer(scan)]
+            kept.append(scan)
+            at += len(scan)
     return None
 
 

@@ -28,7 +28,8 @@ from derm_rl.classifier.model import (
     read_beside,
 )
 from derm_rl.classifier.model import load as load_classifier
-from derm_rl.io import read_json
+from derm_rl.errors import FileError
+from derm_rl.io import passing, read_json, set_aside
 from derm_rl.paths import model_folder
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def train(
     Class-balanced binary cross-entropy, AdamW, cosine learning rate, flips as in the paper (arXiv
     2503.15784), further augmentation as :mod:`derm_rl.classifier.augment` says. Every epoch ends
     in a checkpoint ``<folder>.checkpoint.pt``, from which a killed training continues bit for bit;
-    a finished one with the same settings and data is loaded, not repeated.
+    a finished one with the same settings and data is loaded, not repeated, unless it is damaged:
+    then it is set aside.
 
     Args:
         images: (N, S, S, 3) uint8, memory-mapped if need be. labels: (N, L) of 0 and 1.
@@ -76,7 +78,12 @@ def train(
     _check(images, labels, lesion_ids, label_names, validation)
     belongs_to = _identity(images, labels, label_names, validation, backbone, settings, seed)
     if _finished(folder) == belongs_to:
-        return load_classifier(folder)
+        try:
+            return load_classifier(folder)
+        except (FileError, FileNotFoundError) as error:
+            if error.__cause__ and passing(error.__cause__):
+                raise
+            set_aside(folder, "torn", str(error))
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weight, bias = map(torch.from_numpy, calibration.positive_weight(labels[~validation]))
