@@ -94,13 +94,7 @@ def sets(**spread):
 
 
 def test_a_collapse_shows_in_coverage_recall_and_spread_and_not_in_precision():
-    found = quality_stage.measured(
-        "judge",
-        sets(rl=0.05),
-        dict.fromkeys(("reference", "held_out", "stage1", "rl"), TOLD),
-        n=50,
-        seed=0,
-    )
+    found = quality_stage.measured("judge", sets(rl=0.05), TOLD, n=50, seed=0)
     every = found["quality"]
     table = every[every["group"] == "all"].set_index(["model", "measure"])["value"]
     assert table["rl", "precision"] == 1 and table["stage1", "coverage"] > 0.8
@@ -122,46 +116,65 @@ def test_a_collapse_shows_in_coverage_recall_and_spread_and_not_in_precision():
     assert low <= table["gain", "coverage"] <= high < 0
     assert names["quality.spread.ratio"].value < 0.1
 
-    by_prompt = found["prompts"]
-    rows = by_prompt[(by_prompt["model"] == "rl") & (by_prompt["measure"] == "coverage")]
-    assert rows["value"].mean() == pytest.approx(table["rl", "coverage"]) and len(rows) == 4
+    within = found["prompts"].set_index(["model", "measure", "prompt"])["value"]
+    assert len(within["rl", "coverage"]) == len(within["gain", "coverage"]) == 4
+    assert (within["gain", "spread_ratio"] < 0.2).all()
     near = found["images"]
     inside = near[(near["model"] == "rl") & (near["measure"] == "coverage")]
     assert inside["inside"].mean() == pytest.approx(table["rl", "coverage"])
     assert inside["image"].tolist() == list(range(80))
 
 
-def test_too_few_real_images_of_a_diagnosis_are_no_group():
+def test_a_prompt_is_covered_by_its_own_images_alone():
+    """Nevi with ink that look like melanomas with ink cover nothing among nevi."""
     given = sets()
-    told = dict.fromkeys(("stage1", "rl", "held_out"), TOLD)
-    few = [i for i in range(80) if i < 43]  # three nevi
-    given["reference"] = given["reference"][few]
-    told["reference"] = [TOLD[i] for i in few]
-    found = quality_stage.measured("judge", given, told, n=20, seed=0)
+    given["rl"][60:] = given["rl"][20:40] + 0.01
+    found = quality_stage.measured("judge", given, TOLD, n=20, seed=0)
+    within = found["prompts"].set_index(["model", "measure", "prompt"])["value"]
+    assert within["rl", "coverage", TOLD[60]] < 0.3 * within["stage1", "coverage", TOLD[60]]
+    assert within["rl", "coverage", TOLD[20]] > 0.5
+
+
+def test_a_diagnosis_of_too_few_images_is_no_group_and_rows_are_those_of_the_files():
+    few = list(range(43))  # three nevi
+    given = {name: x[few] for name, x in sets().items()}
+    at = np.arange(43) * 2
+    lesions = np.repeat(np.arange(22), 2)[:43]
+    told = [TOLD[i] for i in few]
+    found = quality_stage.measured("judge", given, told, 50, 0, lesions, rows=at)
     assert set(found["quality"]["group"]) == {"all", "MEL"}
+    near = found["images"].query("model == 'rl' and measure == 'precision'")
+    assert near["image"].tolist() == at.tolist()
+    assert "fid" in set(found["quality"].query("group == 'MEL'")["measure"])  # 40 of 4 features
 
 
-def test_real_reference_images_are_halves_by_lesion(monkeypatch):
+def test_real_images_come_from_two_halves_by_lesion_as_many_of_each_prompt(monkeypatch):
     lesions = np.repeat([f"L{i}" for i in range(20)], 3)
-    findings = [prompts.Finding("NV")] * 60
+    findings = [prompts.Finding("NV")] * 45 + [prompts.Finding("MEL")] * 15
+    findings[7] = prompts.Finding("NV", ("ruler",))  # in one half alone
     test = SimpleNamespace(
         lesion_ids=lesions, findings=findings,
         images=np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8),
     )  # fmt: skip
     monkeypatch.setattr(quality_stage.data, "load", lambda config, split: test)
     config = SimpleNamespace(data=SimpleNamespace(source="ham10000"), seed=0)
-    first, second = quality_stage._others(config, TOLD)
-    shown = [set(lesions[x.pixels[:, 0, 0, 0]]) for x in (first, second)]
-    assert not shown[0] & shown[1] and len(shown[0] | shown[1]) == 20
-    assert len(first.pixels) == len(first.prompts) == 30 and set(first.prompts) == {TEXTS[2]}
+    made = np.repeat([prompts.render(f) for f in (findings[0], findings[50], findings[7])], 8)
+    shown, texts, of = quality_stage._others(config, made)
+    rows = {name: x[:, 0, 0, 0].astype(int) for name, x in shown.items()}
+    for x in rows.values():
+        assert [prompts.render(findings[i]) for i in x] == texts == sorted(texts)
+    assert max(texts.count(t) for t in set(texts)) == 8 and made[16] not in texts
+    assert not set(lesions[rows["reference"]]) & set(lesions[rows["held_out"]])
+    assert of.tolist() == lesions[rows["reference"]].tolist()
 
 
-def test_fresh_phantoms_are_as_many_of_each_prompt_and_none_twice():
+def test_fresh_phantoms_are_as_many_of_each_prompt_and_none_twice(monkeypatch):
+    monkeypatch.setattr(quality_stage, "MOST", 4)
     config = SimpleNamespace(
         data=SimpleNamespace(source="phantom", phantom_seed=0), image_size=16,
         alignment=SimpleNamespace(seed=100),
     )  # fmt: skip
-    first, second = quality_stage._others(config, TOLD[18:24])
-    assert first.prompts == second.prompts == TOLD[18:24]
-    both = np.concatenate([first.pixels, second.pixels]).reshape(12, -1)
-    assert len(np.unique(both, axis=0)) == 12
+    shown, texts, lesions = quality_stage._others(config, np.array(TOLD[15:24]))
+    assert texts == sorted(TOLD[16:24]) and lesions is None
+    both = np.concatenate([shown["reference"], shown["held_out"]]).reshape(16, -1)
+    assert len(np.unique(both, axis=0)) == 16

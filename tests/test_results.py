@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from derm_rl.evaluation import alignment_stage, bootstrap, panel, quality_stage
 from derm_rl.io import read_csv, read_json
@@ -180,3 +181,14 @@ def test_the_readme_states_the_measured_decoys():
     for title, name in instruments.items():
         cells = [f"{share[name, decoy]:.2f}" for decoy in shown]
         assert "| " + " | ".join([title, *cells]) + " |" in lines
+
+
+def test_the_readme_states_what_the_eye_saw():
+    verdicts, sheet = (read_csv(FIGURES / f"{name}.csv") for name in ("audit_verdicts", "audit"))
+    if verdicts["image"].tolist() != sheet["image"].tolist():
+        pytest.skip("the images in figures/audit.png are not those that were looked at")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    readings = [verdicts["visible_1"], verdicts["visible_2"]]
+    for seen in (*readings, readings[0] & readings[1]):
+        low, high = binomtest(int(seen.sum()), len(seen)).proportion_ci(method="wilson")
+        assert f"{seen.sum()} of {len(seen)} ({seen.mean():.2f} [{low:.2f}, {high:.2f}])" in text

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import pdist
+from sklearn.metrics.pairwise import euclidean_distances
 from torch import nn
 
 
@@ -58,7 +59,7 @@ def neighbours(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Neighbour
     for name, features in (("real", real), ("generated", generated)):
         if len(features) <= k:
             raise ValueError(f"{len(features)} {name} images have no {k}-th neighbour: add images")
-    between = cdist(real, generated)
+    between = euclidean_distances(real, generated)
     within_real = between < _radii(real, k)[:, None]
     within_generated = between < _radii(generated, k)[None]
     return Neighbours(
@@ -68,7 +69,7 @@ def neighbours(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Neighbour
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
     """Distance (N,) from each image to its ``k``-th neighbour in the same set."""
-    return np.partition(cdist(features, features), k, axis=1)[:, k]  # the 0-th is itself
+    return np.partition(euclidean_distances(features), k, axis=1)[:, k]  # the 0-th is itself
 
 
 class _Features(nn.Module):
@@ -128,7 +129,8 @@ def mmd(real: np.ndarray, generated: np.ndarray, bandwidth: float | None = None)
     bandwidth = bandwidth or float(np.median(pdist(real)))
 
     def similarity(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.exp(-cdist(a, b, "sqeuclidean") / (2 * bandwidth**2)).mean())
+        squared = euclidean_distances(a, b, squared=True)
+        return float(np.exp(-squared / (2 * bandwidth**2)).mean())
 
     crossed = similarity(real, generated)
     return similarity(real, real) + similarity(generated, generated) - 2 * crossed

@@ -179,7 +179,8 @@ def measured(
                 table.append(where | {"measure": measure} | interval._asdict())
         for name in generated:
             where = {"features": space, "group": group, "model": name}
-            for measure, value in _distances(found["reference"][inside], found[name][inside]):
+            both = found["reference"][inside], found[name][inside]
+            for measure, value in _distances(*both, whole=group == "all"):
                 table.append(where | {"measure": measure, "value": value, "n": inside.sum()})
         if group == "all":
             for name in MODELS:
@@ -218,12 +219,13 @@ def _near(found: dict[str, np.ndarray]) -> dict[str, Neighbours]:
     return near | {"gain": Neighbours(*(after * 1.0 - before for before, after in pairs))}
 
 
-def _distances(real: np.ndarray, generated: np.ndarray) -> Iterator[tuple[str, float]]:
+def _distances(real: np.ndarray, generated: np.ndarray, whole: bool) -> Iterator[tuple[str, float]]:
     yield "kid", quality.kernel_distance(real, generated, subsets=20)[0]
     yield "mmd", quality.mmd(real, generated)
     # A covariance of more features than images is singular, and its Fréchet distance a matter of
-    # how many images there are. It is still what everybody reports, so: beside its ceiling.
-    yield "fid", quality.frechet_distance(real, generated)
+    # how many images there are. Of all images it is what everybody reports, so: beside its ceiling.
+    if whole or len(real) > real.shape[1]:
+        yield "fid", quality.frechet_distance(real, generated)
 
 
 def _spreads(

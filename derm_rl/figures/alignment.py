@@ -24,6 +24,7 @@ from derm_rl.figures.canvas import (
     wrapped,
 )
 from derm_rl.io import read_csv, write_csv
+from derm_rl.training import hash_of
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -195,7 +196,7 @@ def panel(config: Config) -> Picture:
         ax.set_ylim(0, 1.05)
         plain(ax)
     row[0].set_ylabel("share of images")
-    row[-1].legend(fontsize=7, loc="lower left")
+    fig.legend(*row[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     fig.suptitle(f"what the instruments see{note(config)}", fontsize=8)
     save_fig(fig, "panel", table, config)
     return fig
@@ -205,7 +206,8 @@ def audit(config: Config, n: int = 64, columns: int = 8) -> Picture:
     """Random images after RL that the judge calls right, enlarged: is everything there to the eye?
 
     In random order. Write 1 or 0 beside each number into a column ``visible`` of a copy of
-    ``audit.csv``, which does not say what the rules think.
+    ``audit.csv``, which does not say what the rules think; its column ``image`` is a hash of the
+    pixels, so that nobody's verdict is taken for one about other images.
     """
     from derm_rl.evaluation.panel import audit_sample
 
@@ -228,5 +230,6 @@ def audit(config: Config, n: int = 64, columns: int = 8) -> Picture:
     )
     table = part.loc[chosen, ["prompt", "index", "image_seed"]]
     table.insert(0, "number", range(1, len(chosen) + 1))
+    table["image"] = [hash_of(np.asarray(images[row]))[:16] for row in chosen]
     save_fig(fig, "audit", table, config)
     return fig

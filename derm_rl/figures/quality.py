@@ -57,7 +57,7 @@ def quality(config: Config) -> Picture:
         ax.set_title(title, fontsize=9)
         plain(ax)
     row[0].set_ylim(0, None)
-    row[-1].legend(fontsize=8)
+    fig.legend(*row[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     fig.suptitle(f"best near the line{note(config)}", fontsize=8)
     save_fig(fig, "quality", table, config)
     return fig
@@ -133,7 +133,7 @@ def fallen_out(config: Config, n: int = 12) -> Picture:
         "precision": f"after RL, and near none of the {_real(config)}",
         "coverage": f"{_real(config)}, and nothing like it after RL",
     }
-    fig, grid = axes(2, n, 0.95, 1.3)
+    fig, grid = axes(2, n, 0.95, 1.55)
     chosen = []
     for row, (measure, title) in zip(grid, titles.items(), strict=True):
         part = table[(table["measure"] == measure) & (table["inside"] == 0)]
