@@ -298,7 +298,9 @@ def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, cap
     assert arrays["judge"][:16] == pytest.approx(Judge().predict(stage1), rel=1e-4)
     again = alignment_stage.headline(
         samples, pd.read_csv(folder / "attributes.csv"), config.alignment.bootstrap, config.seed
-    ) | panel.headline(samples, config.alignment.bootstrap, config.seed)
+    ) | panel.headline(
+        samples, pd.read_csv(folder / "panel.csv"), config.alignment.bootstrap, config.seed
+    )
     found = samples.loc[samples["model"] == "rl", ["rules_hair", "rules_ink"]].to_numpy(bool)
     assert np.array_equal(panel.rules(rl, ["hair", "ink"]), found)
     assert set(again) == set(recorded)

@@ -68,7 +68,7 @@ def test_rates_by_hand():
     assert value["rl", "rules", "recall", "ruler_with_ink"] == 0.5
     assert cells["n"]["rl", "rules", "recall", "ruler_with_ink"] == 2
     assert cells["n"]["rl", "rules", "recall", "hair"] == 0  # nobody asked for it
-    found = panel.headline(TABLE, resamples=20)
+    found = panel.headline(TABLE, panel.table(TABLE, n=20), resamples=20)
     assert found["panel.apr.gain"].value == 0 and found["panel.rules.apr.gain"].value == 0.25
     assert found["panel.apr.least"].value == 0.5 and found["panel.apr.least"].low > 0.05
     rows = panel.by_prompt(TABLE).set_index(["model", "prompt"])

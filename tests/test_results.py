@@ -57,7 +57,7 @@ def test_panel_and_quality_follow_from_their_tables(folder):
     if "panel.apr.rl" not in metrics:
         pytest.skip(f"the results in {folder} are from before the panel")
     samples = read_csv(folder / "alignment_samples.csv")
-    found = panel.headline(samples, resamples=100)
+    found = panel.headline(samples, read_csv(folder / "panel.csv"), resamples=100)
     assert {n for n in metrics if n.startswith("panel.")} == set(found)
     for name, interval in found.items():
         same(metrics, name, interval.value)

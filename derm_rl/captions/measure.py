@@ -81,7 +81,7 @@ def measure(image: np.ndarray) -> Measurements:
         "segmented": lesion is not None,
         "ita": ita,
         "skin_tone": skin_tone(ita),
-        "artifacts": {name: bool(scores[name] > 0) for name in ARTIFACTS},
+        "artifacts": _present(scores),
         "scores": {name: round(float(scores[name]), 4) for name in ARTIFACTS},
     }
     if lesion is None:
@@ -172,7 +172,10 @@ def _view(image: np.ndarray) -> View:
 
 def artifacts_in(image: np.ndarray) -> dict[str, bool]:
     """Which of ``ARTIFACTS`` an image shows; takes and raises what :func:`measure` does."""
-    scores, _ = find(_view(image))
+    return _present(find(_view(image))[0])
+
+
+def _present(scores: dict[str, float]) -> dict[str, bool]:
     return {name: bool(scores[name] > 0) for name in ARTIFACTS}
 
 

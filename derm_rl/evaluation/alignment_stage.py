@@ -71,7 +71,7 @@ def run(config: Config, progress: bool = True) -> Path:
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     metrics = headline(samples, tables["attributes"], config.alignment.bootstrap, config.seed)
-    metrics |= panel.headline(samples, config.alignment.bootstrap, config.seed)
+    metrics |= panel.headline(samples, tables["panel"], config.alignment.bootstrap, config.seed)
     provenance.record_metrics(
         config,
         STAGE,

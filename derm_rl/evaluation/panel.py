@@ -95,8 +95,10 @@ def by_prompt(samples: pd.DataFrame) -> pd.DataFrame:
     return right.groupby(keys, sort=False).mean().reset_index()
 
 
-def headline(samples: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """The panel's metrics of a samples table.
+def headline(
+    samples: pd.DataFrame, rates: pd.DataFrame, resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """The panel's metrics, from a samples table and its :func:`table`.
 
     ``panel.apr.{stage1,rl,truth,gain}`` where judge and rules agree, ``panel.rules.apr.…`` by the
     rules alone (the judge alone: ``alignment.apr.…``), gains paired by prompt and noise;
@@ -104,12 +106,13 @@ def headline(samples: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> dic
     after RL, with Wilson's interval (of that prompt: the least of many is low by chance too).
     """
     out: dict[str, Interval] = {}
-    rates = table(samples, resamples, seed).set_index(["instrument", "measure", "attribute"])
+    rates = rates.set_index(["instrument", "measure", "attribute"])
+    parts = {m: samples[samples["model"] == m] for m in ("stage1", "rl")}
+    right = {m: hits(part) for m, part in parts.items()}
     for name, instrument in (("panel.apr", "panel"), ("panel.rules.apr", "rules")):
         for row in rates.loc[(instrument, "apr", "all")].itertuples():
             out[f"{name}.{row.model}"] = Interval(row.value, row.low, row.high, row.n)
-        parts = {m: samples[samples["model"] == m] for m in ("stage1", "rl")}
-        before, after = (hits(p)[instrument].to_numpy(float) for p in parts.values())
+        before, after = (found[instrument].to_numpy(float) for found in right.values())
         out[f"{name}.gain"] = bootstrap.interval(
             after - before, strata=parts["rl"]["prompt"], n=resamples, seed=seed
         )
@@ -117,10 +120,9 @@ def headline(samples: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> dic
         if measure == "recall":
             row = rows[rows["model"] == "rl"].iloc[0]
             out[f"panel.rules.recall.{attribute}"] = Interval(row.value, row.low, row.high, row.n)
-    prompts_of = parts["rl"]["prompt"].to_numpy()
-    groups = hits(parts["rl"])["panel"].groupby(prompts_of)
-    right = groups.get_group(groups.mean().idxmin())
-    out["panel.apr.least"] = Interval(*wilson(int(right.sum()), len(right)))
+    groups = right["rl"]["panel"].groupby(parts["rl"]["prompt"].to_numpy())
+    least = groups.get_group(groups.mean().idxmin())
+    out["panel.apr.least"] = Interval(*wilson(int(least.sum()), len(least)))
     return out
 
 
