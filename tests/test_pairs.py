@@ -269,7 +269,8 @@ def test_a_dry_run_counts_what_was_answered_though_an_image_was_left_out(tmp_pat
     broken = frame["image_id"][5]
 
     def read(config, verify=True):
-        out = pd.DataFrame({"image_id": [broken], "reason": ["image is damaged"]})
+        rows = {broken: "image is damaged", frame["image_id"][7]: "row repeated; it is used once"}
+        out = pd.DataFrame(rows.items(), columns=["image_id", "reason"])
         out.attrs["notes"] = []
         whole = frame[frame["image_id"] != broken].reset_index(drop=True)
         return (whole, out) if verify else (frame, out.iloc[:0])

@@ -98,16 +98,20 @@ def prepare(config: Config, progress: bool = True) -> tuple[pd.DataFrame, Store]
 
 
 def kept(config: Config, frame: pd.DataFrame) -> pd.DataFrame:
-    """A table without the images that the stage, once run, left out because they are damaged.
+    """A table without the images that the stage, once run, left out.
 
-    Finding them takes decoding every image, and they are in none of the parts.
+    Finding damaged ones takes decoding every image, and they are in none of the parts. An image
+    of which a row was left out may still be used: then it is in the stage's own table.
     """
+    folder = config.stage_dir(STAGE)
     try:
-        out = pd.read_csv(config.stage_dir(STAGE) / "exclusions.csv", dtype="string")
+        out, used = (
+            pd.read_csv(folder / name, dtype="string", usecols=["image_id"])["image_id"]
+            for name in ("exclusions.csv", "images.csv")
+        )
     except FileNotFoundError:
         return frame
-    damaged = out["image_id"][out["reason"].str.match("(same )?image ")]
-    return frame[~frame["image_id"].isin(damaged)].reset_index(drop=True)
+    return frame[~frame["image_id"].isin(set(out) - set(used))].reset_index(drop=True)
 
 
 def prepared(config: Config, frame: pd.DataFrame) -> Store:
