@@ -275,6 +275,18 @@ def test_arrays_and_tensors_of_the_same_images_get_the_same_answer_and_stay_as_t
     assert len(model.predict(images[:0])) == 0
 
 
+def test_features_are_the_last_ones_whatever_the_batch_and_the_mode():
+    model, (images, *_) = untrained(), toy(n=9)
+    found = model.features(images, batch_size=4)
+    with torch.no_grad():
+        states = model.network(
+            pixel_values=model.pixel_values(as_tensor(images)), output_hidden_states=True
+        ).hidden_states[-1]
+    assert found == pytest.approx(states.mean((2, 3)).numpy(), abs=1e-5)
+    model.train()  # a batch's own statistics would make it depend on its neighbours
+    assert np.array_equal(model.features(images, batch_size=4), found) and model.training
+
+
 def test_other_sizes_are_resized_to_the_size_of_training():
     model = untrained(size=16)
     images = toy(8, size=16)[0]

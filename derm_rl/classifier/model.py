@@ -8,7 +8,7 @@ size, normalization, calibration) stands beside it in ``calibration.json``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +114,6 @@ class LabelClassifier(nn.Module):
 
     forward = logits
 
-    @torch.no_grad()
     def predict(self, images: np.ndarray | Tensor, batch_size: int = 256) -> np.ndarray:
         """Probabilities (N, L) float32 under a balanced prior, on any number of images.
 
@@ -126,27 +125,32 @@ class LabelClassifier(nn.Module):
         Raises:
             TypeError, ValueError: another type, shape or range, such as images in [-1, 1].
         """
-        out = np.empty((len(images), len(self.label_names)), np.float32)
-        was_training = self.training
-        self.eval()
-        for i in range(0, len(images), batch_size):
-            batch = as_tensor(images[i : i + batch_size])
-            out[i : i + batch_size] = self.logits(batch).sigmoid().cpu().numpy()
-        self.train(was_training)
-        return out
+        none = np.empty((0, len(self.label_names)), np.float32)
+        parts = self._in_batches(lambda x: self.logits(x).sigmoid(), images, batch_size)
+        return np.concatenate([none, *parts])
+
+    def features(self, images: np.ndarray | Tensor, batch_size: int = 256) -> np.ndarray:
+        """Last features (N, C) float32, averaged over space; takes what :meth:`predict` does."""
+
+        def body(x: Tensor) -> Tensor:
+            found = self.network.base_model(pixel_values=self.pixel_values(x))
+            return found.last_hidden_state.mean((2, 3))
+
+        return np.concatenate(self._in_batches(body, images, batch_size))
 
     @torch.no_grad()
-    def features(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Last features (N, C) float32 of images (N, H, W, 3) uint8, averaged over space."""
-        body = self.network.base_model
+    def _in_batches(
+        self, function: Callable[[Tensor], Tensor], images: np.ndarray | Tensor, batch_size: int
+    ) -> list[np.ndarray]:
+        """``function`` of every batch, checked, by the network as it is used after training."""
+        was_training = self.training
+        self.eval()
         parts = [
-            body(pixel_values=self.pixel_values(as_tensor(images[i : i + batch_size])))
-            .last_hidden_state.mean((2, 3))
-            .cpu()
-            .numpy()
+            function(as_tensor(images[i : i + batch_size])).cpu().numpy()
             for i in range(0, len(images), batch_size)
         ]
-        return np.concatenate(parts)
+        self.train(was_training)
+        return parts
 
     def save(
         self,
