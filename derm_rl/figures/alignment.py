@@ -14,6 +14,7 @@ from derm_rl.figures.canvas import (
     BEFORE,
     Picture,
     axes,
+    bars,
     caption,
     halves,
     note,
@@ -140,19 +141,10 @@ def attributes(config: Config) -> Picture:
         models = MODELS | TRUTH
         for k, (model, label) in enumerate(models.items()):
             part = table[table["model"] == model].set_index("attribute").loc[names]
-            value = part[measure].to_numpy(float)
-            error = [value - part[f"{measure}_low"], part[f"{measure}_high"] - value]
+            part = part[[measure, f"{measure}_low", f"{measure}_high"]]
+            part.columns = ["value", "low", "high"]
             x = np.arange(len(names)) + (k - 1) * 0.27
-            ax.bar(
-                x,
-                value,
-                0.25,
-                yerr=np.nan_to_num(np.clip(error, 0, None)),
-                capsize=2,
-                color=COLOURS[model],
-                label=label,
-                error_kw={"linewidth": 0.9},
-            )
+            bars(ax, x, part, 0.25, color=COLOURS[model], label=label)
         ax.set_xticks(range(len(names)), [prompts.ARTIFACTS.get(n, n) for n in names])
         ax.set(title=title, ylim=(0, 1.05))
         plain(ax)
@@ -168,6 +160,7 @@ def panel(config: Config) -> Picture:
     Where the judge sees what the rules do not, one of them is wrong: look, with :func:`audit`.
     """
     table = read_csv(config.require(STAGE) / "panel.csv")
+    cells = table.set_index(["model", "instrument", "measure", "attribute"]).sort_index()
     models = MODELS | TRUTH
     shown = [("apr", "all")]
     shown += [("recall", a) for a in table["attribute"][table["measure"] == "recall"].unique()]
@@ -179,16 +172,10 @@ def panel(config: Config) -> Picture:
             chosen["panel"] = ("both", "xx")
         for i, (instrument, (_, hatch)) in enumerate(chosen.items()):
             for k, model in enumerate(models):
-                cell = table[
-                    (table["model"] == model) & (table["instrument"] == instrument)
-                    & (table["measure"] == measure) & (table["attribute"] == attribute)
-                ].iloc[0]  # fmt: skip
-                error = np.clip([[cell.value - cell.low], [cell.high - cell.value]], 0, None)
-                ax.bar(
-                    i + (k - 1) * 0.28, cell.value, 0.26, yerr=np.nan_to_num(error), capsize=1.5,
-                    color=COLOURS[model], hatch=hatch, edgecolor="white",
-                    error_kw={"linewidth": 0.8},
-                    label=models[model] if i == 0 else None,
+                cell = cells.loc[[(model, instrument, measure, attribute)]]
+                bars(
+                    ax, [i + (k - 1) * 0.28], cell, 0.26, (1.5, 0.8), color=COLOURS[model],
+                    hatch=hatch, edgecolor="white", label=models[model] if i == 0 else None,
                 )  # fmt: skip
         ax.set_xticks(range(len(chosen)), [label for label, _ in chosen.values()], fontsize=8)
         name = attribute.replace("_with_", " where\nalso asked: ").replace("_", " ")

@@ -110,6 +110,25 @@ def plain(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
+def bars(
+    ax: Axes,
+    x: np.ndarray,
+    found: pd.DataFrame,
+    width: float,
+    whisker: tuple[float, float] = (2, 0.9),
+    **options,
+) -> None:
+    """Bars with whiskers, of ``found`` (columns value, low, high; no whisker where those are NaN).
+
+    Args:
+        whisker: half the width of its cap and its line's width, in points.
+    """
+    value, low, high = (found[name].to_numpy(float) for name in ("value", "low", "high"))
+    error = np.nan_to_num(np.clip([value - low, high - value], 0, None))
+    cap, line = whisker
+    ax.bar(x, value, width, yerr=error, capsize=cap, error_kw={"linewidth": line}, **options)
+
+
 def note(config: Config, sources: Sequence[str] | None = None) -> str:
     """Addition to a title on every page that shows the phantom.
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from derm_rl import prompts
 from derm_rl.figures.alignment import COLOURS, MODELS
-from derm_rl.figures.canvas import Picture, axes, note, plain, save_fig, show, wrapped
+from derm_rl.figures.canvas import Picture, axes, bars, note, plain, save_fig, show, wrapped
 from derm_rl.io import read_csv, read_json
 
 if TYPE_CHECKING:
@@ -40,14 +40,9 @@ def quality(config: Config) -> Picture:
     for ax, (space, title) in zip(row, SPACES.items(), strict=True):
         cells = part[part["features"] == space].set_index(["model", "measure"])
         for k, (model, label) in enumerate(MODELS.items()):
+            x = np.arange(len(MEASURES)) + (k - 0.5) * 0.36
             found = cells.loc[model].loc[list(MEASURES)]
-            error = np.clip(
-                [found["value"] - found["low"], found["high"] - found["value"]], 0, None
-            )
-            ax.bar(
-                np.arange(len(MEASURES)) + (k - 0.5) * 0.36, found["value"], 0.34, yerr=error,
-                capsize=2, color=COLOURS[model], label=label, error_kw={"linewidth": 0.9},
-            )  # fmt: skip
+            bars(ax, x, found, 0.34, color=COLOURS[model], label=label)
         top = cells.loc["held_out"].loc[list(MEASURES), "value"]
         ax.hlines(
             top, np.arange(len(MEASURES)) - 0.4, np.arange(len(MEASURES)) + 0.4, color="0.2",
