@@ -259,6 +259,21 @@ def test_a_few_long_lines_are_hair_and_a_short_one_is_not():
     assert not measure(pixels(put(disc(), short, BLACK, 0.3))).artifacts["hair"]
 
 
+def test_rims_and_lines_along_an_edge_are_no_hair():
+    y, x = np.mgrid[:96, :96].astype(float)
+    rings = [np.abs(polar(centre=c)[0] - 8) - 1 for c in ((0.15, 0.2), (0.2, 0.85), (0.85, 0.8))]
+    half = np.minimum.reduce([np.maximum(ring, 15 - y) for ring in rings[:2]])
+    for dark in (np.minimum.reduce(rings), half):
+        assert measure(pixels(put(disc(), dark, BLACK, 0.3))).scores["hair"] < -1
+    for depth in (3, 10, 18):
+        along = np.abs(y - depth - 0.03 * x) - 1  # a ruler's edge, a frame, a crack
+        for turned in (along, along.T, along[::-1]):
+            assert measure(pixels(put(disc(), turned, BLACK, 0.3))).scores["hair"] < -1
+    crossing = [np.abs(x - 0.9 * y - c) / 1.35 - 1 for c in (-75, 65)]  # as long, but it is none
+    crossing += [np.abs(y - 84) - 1]
+    assert measure(pixels(put(disc(), np.minimum.reduce(crossing), BLACK, 0.3))).artifacts["hair"]
+
+
 def test_even_ticks_at_an_edge_are_a_ruler_and_uneven_ones_are_not():
     y, x = np.mgrid[:96, :96].astype(float)
     even = np.maximum(np.abs((x + 3.5) % 7 - 3.5) - 1, y - 8)
@@ -317,6 +332,16 @@ def test_artifacts_of_the_phantom(name):
     true = frame[name].to_numpy(bool)
     seen = np.array([m.artifacts[name] for m in found])
     assert 2 * (true & seen).sum() / (true.sum() + seen.sum()) > 0.9
+
+
+@pytest.mark.parametrize("size", [48, 96])
+def test_a_bubble_without_hair_has_none_and_hair_beside_bubbles_is_seen(size):
+    def hairs(*shown):
+        drawn = [phantom.path_of(5, 4 * i, ("NV", "MEL")[i % 2], shown) for i in range(24)]
+        return np.mean([m.artifacts["hair"] for m in measure_all(drawn, size, workers=1)])
+
+    assert hairs("gel_bubble") <= 2 / 24  # of its dark outline, 0.5 were taken for hair once
+    assert hairs("hair", "gel_bubble") >= 21 / 24
 
 
 def test_lesions_of_the_phantom():

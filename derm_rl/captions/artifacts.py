@@ -23,6 +23,11 @@ LINE_LENGTH = 4.5  # pixels along: longer than a mesh of the pigment network, wh
 LINE_CONTRAST = 6.0  # lightness between a line and its surroundings
 HAIR_EXTENT = 12  # pixels: streaks, ticks and vessels are shorter
 HAIR_TOTAL = 0.25  # image sides of hair in all
+HAIR_BEND = 0.3  # spread across over spread along: an arc of more than a third of a circle …
+TANGLE = 36  # pixels: … but hairs that cross are one line, longer than any bubble's rim
+AT_EDGE = 0.1  # of the image: what stays that near to an edge is a frame's, a fringe's, a ruler's
+ALONG_EDGE = 0.25  # of the image: also farther in, of what runs parallel to the edge …
+PARALLEL = 0.1  # … to within this slope
 DARK_SKIN = 45.0  # lightness below which light hair, too, stands out
 NEAR_LESION = 5  # pixels around a lesion that may be streaks
 
@@ -108,12 +113,27 @@ def hair(contrast: np.ndarray, free: np.ndarray) -> tuple[float, np.ndarray]:
         free: (H, W) bool, where a line is no streak, tick, stroke or rim.
     """
     labels = label((contrast > LINE_CONTRAST) & free, connectivity=2)
-    extents = np.zeros(labels.max() + 1)
-    for i, (ys, xs) in enumerate(ndimage.find_objects(labels), start=1):
-        extents[i] = np.hypot(ys.stop - ys.start, xs.stop - xs.start)
-    extents[extents < HAIR_EXTENT] = 0
-    total = extents.sum() / np.sqrt(contrast.size)
-    return float(np.log((total + 0.01) / HAIR_TOTAL)), (extents > 0)[labels]
+    total, found = 0.0, np.zeros(labels.max() + 1, bool)
+    for i, box in enumerate(ndimage.find_objects(labels), start=1):
+        extent = np.hypot(*(side.stop - side.start for side in box))
+        if extent >= HAIR_EXTENT:
+            points = np.argwhere(labels[box] == i) + [side.start for side in box]
+            found[i] = _is_hair(points, extent, labels.shape)
+            total += extent * found[i]
+    total /= np.sqrt(contrast.size)
+    return float(np.log((total + 0.01) / HAIR_TOTAL)), found[labels]
+
+
+def _is_hair(points: np.ndarray, extent: float, shape: tuple[int, int]) -> bool:
+    """Whether a long thin line of points (N, 2) bends as little as a hair and is no frame."""
+    values, vectors = np.linalg.eigh(np.cov(points.T))
+    if extent <= TANGLE and values[0] > HAIR_BEND**2 * values[1]:
+        return False
+    for depth, length, side in zip(points.T, shape, np.abs(vectors[:, 1]), strict=True):
+        nearest = min(depth.max() + 1, length - depth.min()) / length  # edge to farthest point
+        if nearest < AT_EDGE or (nearest < ALONG_EDGE and side < PARALLEL):
+            return False
+    return True
 
 
 # ------------------------------------------------------------------------------ gel bubbles

@@ -197,7 +197,8 @@ def find(view: View) -> tuple[dict[str, float], Lesion | None]:
     if lesion is not None:
         near = grown(lesion.mask, artifacts.NEAR_LESION)
     scores["ink"] = artifacts.ink(colour & view.field, near)
-    free = view.field & ~(bubble | strip | grown(stroke))
+    # A bubble's outline is dark, and wider the fewer pixels an image has.
+    free = view.field & ~(grown(bubble, 2) | strip | grown(stroke))
     if near is not None:
         free &= ~near
     scores["hair"], _ = artifacts.hair(contrast, free)
