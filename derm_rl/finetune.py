@@ -28,6 +28,7 @@ from derm_rl.training import (
     Callback,
     accelerator_of,
     cosine_learning_rate,
+    denoising_target,
     discard_checkpoint,
     generator,
     hash_of,
@@ -85,15 +86,10 @@ def denoising_loss(
     """
     snr = compute_snr(scheduler, timestep)
     clipped = snr.clamp(max=gamma)
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        target, weight = noise, clipped / snr
-    elif kind == "v_prediction":
-        target, weight = scheduler.get_velocity(latents, noise, timestep), clipped / (snr + 1)
-    else:
-        target, weight = latents, clipped
-    error = (output.float() - target.float()).square().flatten(1).mean(1)
-    return (weight * error).mean()
+    per_error = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1.0}
+    weight = clipped / per_error[scheduler.config.prediction_type]
+    target = denoising_target(scheduler, latents, noise, timestep).float()
+    return (weight * (output.float() - target).square().flatten(1).mean(1)).mean()
 
 
 def train(

@@ -113,6 +113,9 @@ class ClassifierConfig(Section):
     frozen_batchnorm: bool = Field(
         description="keep the running statistics of pretrained networks, do not learn new ones"
     )
+    decoys: float = fraction(
+        "share of the training images that also show decoys, which no label names; 0 on real ones"
+    )
     redrawn: Redraw | None = Field(
         description="training images redrawn by pipeline.base, as the images to be judged; or null"
     )
@@ -155,6 +158,13 @@ class AlarmConfig(Section):
 
 
 class DDPOConfig(Section):
+    objective: Literal["ddpo", "awm", "nft"] = Field(
+        description="what makes an image more likely: its denoising steps (DDPO), or denoising it "
+        "anew: advantage weighted matching (arXiv 2509.25050), negative-aware fine-tuning (2509."
+        "16117), both sampled without noise in the steps"
+    )
+    noised_timesteps: int = count("timesteps to which awm and nft noise each finished image")
+    nft_beta: float = positive("how firmly nft holds the model to the one that drew the images")
     method: Method = Field(description="train the whole UNet, or LoRA adapters")
     lora_rank: int = count("rank of the adapters")
     lora_layers: Literal["attention", "all"] = Field(
@@ -249,6 +259,13 @@ class DDPOConfig(Section):
             )
         if self.direct_steps is not None and self.direct_steps > self.inference_steps:
             raise ValueError("direct_steps must not exceed inference_steps")
+        if self.objective != "ddpo":
+            for name in ("stochastic_steps", "direct_steps", "gae_lambda"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is about denoising steps, of which objective {self.objective} "
+                        "knows nothing: set it to null"
+                    )
         if self.min_count > self.buffer_size:
             raise ValueError("min_count must not exceed buffer_size")
         if self.kl_weight and self.method != "lora":

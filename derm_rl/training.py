@@ -22,9 +22,9 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import convert_outputs_to_fp32
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
+from torch import Tensor, nn
 
 from derm_rl import dependencies, paths
 from derm_rl.io import atomic_path, cannot_read, set_aside
@@ -154,6 +154,16 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
         unet.fuse_lora()
         unet.unload_lora()
     unet.requires_grad_(False)
+
+
+def denoising_target(
+    scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timestep: Tensor
+) -> Tensor:
+    """What the model output should be (B, C, h, w) for ``latents`` noised to ``timestep`` (B,)."""
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timestep)
+    return noise if kind == "epsilon" else latents
 
 
 def cosine_learning_rate(step: int, total: int, peak: float, warmup: int, floor: float) -> float:

@@ -123,7 +123,7 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
     assert not previous(tmp_path / "c/checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("rule", ["running", "even_images", "by step"])
+@pytest.mark.parametrize("rule", ["running", "even_images", "by step", "matching"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method, rule):
     """Also where there is an odd number of images, or nothing to do for the second process."""
@@ -132,6 +132,7 @@ def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method,
         "running": {"advantages": "running"},
         "even_images": {"advantages": "even_images", "images_per_prompt": 4},
         "by step": {"gae_lambda": 0.5},
+        "matching": {"objective": "awm", "clip_range": 0.1},
     }[rule]
     alone = process(tiny_pipeline_folder, tmp_path / "1", **changes)
     both = process(tiny_pipeline_folder, tmp_path / "2", TWO, **changes)
@@ -220,6 +221,8 @@ def test_a_policy_that_does_not_repeat_itself_is_found_out(
     {"advantages": "group"}, {"advantages": "per_label"}, {"gae_lambda": 0.5},
     {"lora_layers": "all", "method": "lora"},
     {"kl_weight": 0.1, "method": "lora"},
+    {"objective": "awm"}, {"objective": "nft", "background_reward": True},
+    {"objective": "awm", "kl_weight": 0.1, "method": "lora", "mixed_precision": "bf16"},
 ], ids=str)  # fmt: skip
 def test_every_option_trains_and_starts_on_policy(tiny_pipeline_folder, tmp_path, changes):
     pipe, log = train(tiny_pipeline_folder, tmp_path, **changes)
@@ -288,6 +291,18 @@ def test_a_heavy_kl_holds_the_policy_where_it_was(tiny_pipeline_folder, tmp_path
     assert moved[1e4] < moved[0.0] / 2
 
 
+@pytest.mark.parametrize("objective", ["awm", "nft"])
+def test_a_forward_objective_raises_the_reward(tiny_pipeline_folder, tmp_path, objective):
+    _, log = train(
+        tiny_pipeline_folder, tmp_path, objective=objective, method="full", epochs=24,
+        images_per_prompt=8, learning_rate=3e-3, learning_rate_floor=1.0, ema_decay=0.0,
+        advantages="group", clip_range=1.0, advantage_clip=2.0, eval_every=24,
+        eval_images_per_prompt=16, guidance_scales=[1.0],
+    )  # fmt: skip
+    evaluated = log["eval_reward"].dropna()
+    assert evaluated.iloc[-1] > evaluated.iloc[0] + 0.05, evaluated.tolist()
+
+
 def test_the_direct_gradient_is_that_of_the_reward(tiny_pipeline_folder, tmp_path):
     """It brightens images in a few steps; through more of the chain than the last step, too."""
     for last in (1, 3):
@@ -339,6 +354,8 @@ def test_kl_without_adapters_is_refused():
         config.load("smoke", ["ddpo.method=full", "ddpo.kl_weight=0.1"])
     with pytest.raises(ValueError, match="stochastic_steps must not exceed"):
         config.load("smoke", ["ddpo.stochastic_steps=50"])
+    with pytest.raises(ValueError, match="gae_lambda is about denoising steps, of which .* awm"):
+        config.load("smoke", ["ddpo.objective=awm", "ddpo.gae_lambda=0.5"])
 
 
 def test_both_trainings_of_a_preset_run_in_two_processes(runs, monkeypatch):

@@ -14,7 +14,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from derm_rl import rewards
+from derm_rl.ddpo import matching
 from derm_rl.ddpo.alarm import look, thumbnails
+from derm_rl.ddpo.matching import Noised
 from derm_rl.ddpo.policy import Steps, Trajectory, Transition, ddim_steps, replay, rollout
 from derm_rl.pipeline import decode_latents, encode_prompts
 from derm_rl.settings import DDPOConfig
@@ -39,12 +41,13 @@ class Batch:
     """B samples of this process and how they came about."""
 
     prompt: Tensor  # (B,) long
-    latents: Tensor  # (B, K+1, C, h, w)
-    log_probs: Tensor  # (B, K)
+    latents: Tensor  # (B, K+1, C, h, w); of awm and nft the finished ones (B, 1, C, h, w)
+    log_probs: Tensor  # (B, K) of each step; of awm and nft (B, T) of each noised timestep
     rewards: Tensor  # (B, L), their mean over L is the reward
     values: Tensor  # (B, K-1) of :meth:`Policy.values`
     thumbnails: Tensor  # (B, D) small images
     scores: dict[str, Tensor]  # (B,) each: the reward, what is watched, the look of the images
+    noised: Noised | None = None  # of awm and nft
 
 
 class Policy:
@@ -65,12 +68,14 @@ class Policy:
         self.steps: Steps
         self.guidance_scale: float
         self.judges_steps: bool  # whether samples come with the values of their steps
+        self.noises_anew: bool  # whether they come with their noised selves
         self.for_evaluation()
 
     def for_evaluation(self) -> None:
         """From here on, sample as in use: every step stochastic, the last guidance scale."""
         settings = self.settings
-        self.guidance_scale, self.judges_steps = settings.guidance_scales[-1], False
+        self.guidance_scale = settings.guidance_scales[-1]
+        self.judges_steps = self.noises_anew = False
         count = settings.eval_inference_steps or settings.inference_steps
         self.steps = ddim_steps(self.pipe.scheduler, count, settings.eta)
 
@@ -79,14 +84,20 @@ class Policy:
         settings = self.settings
         self.guidance_scale = settings.guidance_scales[epoch % len(settings.guidance_scales)]
         self.judges_steps = settings.gae_lambda is not None
+        self.noises_anew = settings.objective != "ddpo"
         steps, size = settings.inference_steps, settings.stochastic_steps
-        eta = torch.full((steps,), settings.eta)
+        eta = torch.full((steps,), 0.0 if self.noises_anew else settings.eta)
         if size is not None:
             last = steps - settings.drop_last_steps - size
             random = generator(*seeds, epoch, "window")
             start = torch.randint(last + 1, (), generator=random).item()
             eta[:start] = eta[start + size :] = 0.0
         self.steps = ddim_steps(self.pipe.scheduler, steps, eta)
+
+    @property
+    def columns(self) -> int:
+        """In how many places an image is trained: its denoising steps, or noised timesteps."""
+        return self.settings.noised_timesteps if self.noises_anew else len(self.steps)
 
     def denoise(self, latents: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         with self.accelerator.autocast():
@@ -117,6 +128,24 @@ class Policy:
             self.guidance_scale, self.storage, gradient_steps,
         )  # fmt: skip
         return path, self.decode(path.latents[:, -1].float())
+
+    @torch.no_grad()
+    def noise_anew(
+        self, path: Trajectory, prompt: Tensor, number: Tensor, *seeds: int | str
+    ) -> Noised:
+        """The finished latents at some timesteps, and the model's output there."""
+        latents, count, randoms = path.latents[:, -1].float(), self.settings.noised_timesteps, []
+        for n in number:
+            random = generator(*seeds, "noised", int(n))
+            u = torch.rand(count, generator=random)
+            randoms.append((u, torch.randn(count, *self.shape, generator=random)))
+        u, noise = (torch.stack(each).to(latents.device) for each in zip(*randoms, strict=True))
+        timestep = matching.timesteps(count, self.pipe.scheduler, u)
+        at = matching.noised(self.pipe.scheduler, latents, timestep, noise)
+        embeds = self.embeds[prompt]
+        columns = zip(at[0].unbind(1), timestep.unbind(1), strict=True)
+        output = torch.stack([self.denoise(x, t, embeds).float() for x, t in columns], 1)
+        return Noised(timestep, *at, output)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) of latents (B, C, h, w), as many at once as the settings allow."""
@@ -151,20 +180,24 @@ class Policy:
         size = self.settings.batch_size
 
         @torch.no_grad()  # a thread begins with gradients on
-        def finish(ids: Tensor, path: Trajectory, images: Tensor) -> Batch:
+        def finish(ids: Tensor, path: Trajectory, images: Tensor, noised: Noised | None) -> Batch:
             terms, scores = self.judge(images, ids)
-            values = self.values(path, ids)
-            kept = (path.latents, path.log_probs, terms, values, thumbnails(images))
-            return Batch(ids, *kept, scores)
+            latents, log_probs = path.latents, path.log_probs
+            if noised is not None:
+                latents, log_probs = latents[:, -1:], noised.log_probs
+            kept = (latents, log_probs, terms, self.values(path, ids), thumbnails(images))
+            return Batch(ids, *kept, scores, noised)
 
         with ThreadPoolExecutor(1) as pool:
             parts = []
             for ids, numbers in zip(prompt.split(size), number.split(size), strict=True):
-                drawn = self.roll_out(ids, numbers, *seeds)
+                path, images = self.roll_out(ids, numbers, *seeds)
+                noised = self.noise_anew(path, ids, numbers, *seeds) if self.noises_anew else None
+                drawn = (ids, path, images, noised)
                 if self.settings.background_reward:
-                    parts.append(pool.submit(finish, ids, *drawn))
+                    parts.append(pool.submit(finish, *drawn))
                 else:
-                    parts.append(finish(ids, *drawn))
+                    parts.append(finish(*drawn))
             return _join([part.result() if isinstance(part, Future) else part for part in parts])
 
     def replay(self, batch: Batch, image: Tensor, k: Tensor) -> Transition:
@@ -193,6 +226,10 @@ def score_row(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def _join(parts: list[Batch]) -> Batch:
-    names = [field.name for field in fields(Batch) if field.name != "scores"]
+    names = [f.name for f in fields(Batch) if f.name not in ("scores", "noised")]
     scores = {name: torch.cat([p.scores[name] for p in parts]) for name in parts[0].scores}
-    return Batch(**{n: torch.cat([getattr(p, n) for p in parts]) for n in names}, scores=scores)
+    noised = None
+    if parts[0].noised is not None:
+        noised = Noised(*map(torch.cat, zip(*[p.noised for p in parts], strict=True)))
+    joined = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
+    return Batch(**joined, scores=scores, noised=noised)

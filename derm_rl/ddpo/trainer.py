@@ -196,7 +196,7 @@ def policy_gradient(
         state.failures += settings.updates_per_epoch
         return row | {"failed_updates": settings.updates_per_epoch}
     if settings.gae_lambda is None:
-        credit = np.repeat(advantage[:, None], len(policy.steps), 1)
+        credit = np.repeat(advantage[:, None], policy.columns, 1)
     else:
         total, values = everyone["rewards"].mean(1), everyone["values"]
         credit = by_step(prompt.tolist(), advantage, total, values, settings.gae_lambda)

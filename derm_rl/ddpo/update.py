@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from derm_rl.ddpo import matching
 from derm_rl.ddpo.advantages import PromptStatistics
 from derm_rl.ddpo.loss import Surrogate, clipped_surrogate, gaussian_kl
 from derm_rl.ddpo.sampling import Batch, Policy
@@ -72,28 +73,23 @@ def update(
     """Several clipped gradient steps on one epoch's samples; returns what is logged of them.
 
     The images are split into ``updates_per_epoch`` parts; each part gives one optimizer step over
-    a random ``timestep_fraction`` of its trained steps, in passes of ``batch_size`` (image, step)
-    pairs. Images without advantage carry no gradient and cost no pass.
+    a random ``timestep_fraction`` of its trained steps (or noised timesteps), in passes of
+    ``batch_size`` (image, step) pairs. Images without advantage carry no gradient and cost no pass.
 
     Args:
         batch: this process's images.
-        advantage: (B, K) of each step of the images of all processes.
+        advantage: (B, K) of each step, or noised timestep, of the images of all processes.
     """
-    settings, steps, accelerator = policy.settings, policy.steps, state.accelerator
+    settings, accelerator = policy.settings, state.accelerator
     world, rank = accelerator.num_processes, accelerator.process_index
     random = generator(seed, epoch, "update")
-    trainable = torch.nonzero(steps.stochastic[: len(steps) - settings.drop_last_steps])[:, 0]
-    if not len(trainable):
-        raise ValueError(
-            "no denoising step left to train: lower ddpo.drop_last_steps="
-            f"{settings.drop_last_steps} or raise ddpo.eta={settings.eta}"
-        )
+    trainable = trained_columns(policy)
     per_image = max(1, round(settings.timestep_fraction * len(trainable)))
     advantage = torch.from_numpy(advantage)
     useful = (advantage != 0).any(1)
     order = torch.randperm(len(advantage), generator=random)
     choice = torch.rand(len(advantage), len(trainable), generator=random).argsort(1)[:, :per_image]
-    tally, norms, deviation = Tally(len(steps), accelerator.device), [], 0.0
+    tally, norms, deviation = Tally(policy.columns, accelerator.device), [], 0.0
     policy.pipe.unet.train()
     for part in order.chunk(settings.updates_per_epoch):
         part = part[useful[part]]
@@ -105,8 +101,8 @@ def update(
         a = advantage[mine.repeat_interleave(per_image), k]
         size = settings.batch_size
         for i, j, weight in zip(image.split(size), k.split(size), a.split(size), strict=True):
-            loss, surrogate, mean = loss_of(policy, batch, i, j, weight)
-            pull = output_gradient(loss, mean, steps.mean_out[j])
+            loss, surrogate, *at = loss_of(policy, batch, i, j, weight)
+            pull = output_gradient(loss, *at)
             accelerator.backward(loss.sum() / (len(part) * per_image))
             tally.add(j, loss.detach(), surrogate, pull, weight)
         if not norms:  # nothing has been updated yet
@@ -115,13 +111,35 @@ def update(
     sums = accelerator.reduce(tally.sums, "sum")
     for step, row in enumerate(means(sums)):
         if row:
-            at = {"epoch": epoch, "step": step, "timestep": int(steps.timestep[step])}
+            at = {"epoch": epoch, "step": step, "timestep": timestep_of(policy, step)}
             state.steps.append(at | row)
     overall = means(sums.sum(0, keepdim=True))[0]
     for name in ("ratio", "output_grad_norm", "advantage"):  # of all steps together: nothing to see
         overall.pop(name, None)
     skipped = int((~useful).sum())
     return overall | {"on_policy_deviation": deviation, "skipped_images": skipped} | norm_row(norms)
+
+
+def trained_columns(policy: Policy) -> Tensor:
+    """Of an image's denoising steps, or noised timesteps, those that are trained (n,)."""
+    if policy.noises_anew:
+        return torch.arange(policy.columns)
+    steps, settings = policy.steps, policy.settings
+    trainable = torch.nonzero(steps.stochastic[: len(steps) - settings.drop_last_steps])[:, 0]
+    if not len(trainable):
+        raise ValueError(
+            "no denoising step left to train: lower ddpo.drop_last_steps="
+            f"{settings.drop_last_steps} or raise ddpo.eta={settings.eta}"
+        )
+    return trainable
+
+
+def timestep_of(policy: Policy, column: int) -> int:
+    """The timestep of a denoising step; the middle of those that one column is noised to."""
+    if not policy.noises_anew:
+        return int(policy.steps.timestep[column])
+    middle = torch.full((1, policy.columns), 0.5)
+    return int(matching.timesteps(policy.columns, policy.pipe.scheduler, middle)[0, column])
 
 
 def apply_gradients(state: State, max_norm: float) -> float:
@@ -157,22 +175,49 @@ def norm_row(norms: list[float]) -> dict[str, float]:
 
 def loss_of(
     policy: Policy, batch: Batch, image: Tensor, k: Tensor, advantage: Tensor
-) -> tuple[Tensor, Surrogate, Tensor]:
+) -> tuple[Tensor, Surrogate, Tensor, Tensor]:
     """Loss (n,) of step ``k`` (n,) of ``image`` (n,): the surrogate, and what drifting costs.
 
-    The third value is μ (n, C, h, w) of those steps, from which the gradient flows on.
+    The third value is what the loss is a function of (n, C, h, w), μ of those steps or the model
+    output, from which the gradient flows on; the fourth its derivative (n,) by the model output.
     """
+    if batch.noised is not None:
+        return matching_loss_of(policy, batch, image, k, advantage)
     settings, steps = policy.settings, policy.steps
     now = policy.replay(batch, image, k)
     old = batch.log_probs[image, k]
     weight = steps.output_weight[k].to(old) if settings.step_weighting == "output" else 1.0
     surrogate = clipped_surrogate(now.log_prob, old, advantage, settings.clip_range, weight)
-    if settings.kl_weight == 0:
-        return surrogate.loss, surrogate, now.mean
-    with policy.reference():
-        before = policy.replay(batch, image, k)
-    drift = gaussian_kl(now.mean, before.mean, steps.sigma[k])
-    return surrogate.loss + settings.kl_weight * drift, surrogate, now.mean
+    loss = surrogate.loss
+    if settings.kl_weight:
+        with policy.reference():
+            before = policy.replay(batch, image, k)
+        loss = loss + settings.kl_weight * gaussian_kl(now.mean, before.mean, steps.sigma[k])
+    return loss, surrogate, now.mean, steps.mean_out[k]
+
+
+def matching_loss_of(
+    policy: Policy, batch: Batch, image: Tensor, k: Tensor, advantage: Tensor
+) -> tuple[Tensor, Surrogate, Tensor, Tensor]:
+    """:func:`loss_of` for the objectives of :mod:`derm_rl.ddpo.matching`."""
+    settings, noised = policy.settings, batch.noised
+    latents, timestep, target = (
+        each[image, k] for each in (noised.latents, noised.timestep, noised.target)
+    )
+    embeds = policy.embeds[batch.prompt[image]]
+    output = policy.denoise(latents, timestep, embeds).float()
+    log_prob, old = matching.log_prob(output, target), batch.log_probs[image, k]
+    surrogate = clipped_surrogate(log_prob, old, advantage, settings.clip_range)
+    loss = surrogate.loss
+    if settings.objective == "nft":
+        a = advantage / settings.advantage_clip
+        old_output = noised.output[image, k]
+        loss = matching.negative_aware(output, old_output, target, a, settings.nft_beta)
+    if settings.kl_weight:
+        with policy.reference():
+            before = policy.denoise(latents, timestep, embeds).float()
+        loss = loss + settings.kl_weight * matching.drift(output, before)
+    return loss, surrogate, output, torch.ones(len(output))
 
 
 def output_gradient(loss: Tensor, mean: Tensor, mean_out: Tensor) -> Tensor:
