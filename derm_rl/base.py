@@ -41,9 +41,11 @@ def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, pd.DataFrame
     """Phantom images (N, S, S, 3) uint8, drawn once, then from ``cache``; and their table.
 
     ``together`` is the share of the images that show two or more artifacts; null leaves it to the
-    prevalences, by which each artifact comes independently.
+    prevalences, by which each artifact comes independently. ``decoys`` is the share that shows
+    what is no artifact, see :mod:`derm_rl.data.phantom_decoys`.
     """
     n, seed, size, together = (recipe[k] for k in ("images", "seed", "image_size", "together"))
+    decoys = recipe.get("decoys", 0)
     frame = phantom.table(2 * n, seed, recipe["prevalence"])
     if together is not None:
         several = frame[list(ARTIFACTS)].sum(axis=1) > 1
@@ -57,7 +59,9 @@ def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, pd.DataFrame
         rows = [frame[several == k].head(count) for k, count in want.items()]
         frame = pd.concat(rows).sort_index()
     frame = frame.head(n).reset_index(drop=True)
+    frame["path"] = phantom.with_decoys(frame["path"].tolist(), decoys, seed)
     facts = {"seed": seed, "images": n, "size": size, "prevalence": recipe["prevalence"]}
+    facts |= {"decoys": decoys} if decoys else {}
     belongs_to = identity("derm_rl.data.phantom", **facts, together=together)
     file = cache / f"images_{belongs_to[:16]}.npy"
     if not file.is_file():
@@ -143,9 +147,9 @@ def train_pipeline(recipe: dict, work: Path) -> None:
 
 def train_classifiers(recipe: dict, work: Path) -> None:
     """Train ``models/phantom-classifiers/<architecture>``, each on lesions of its own."""
-    with PartialState().main_process_first():
-        images, frame = training_images(recipe, work)
     settings = ClassifierConfig.model_validate(recipe["training"])
+    with PartialState().main_process_first():
+        images, frame = training_images(recipe | {"decoys": settings.decoys}, work)
     base = pipeline.fingerprint(pipeline.load(FOLDER))
     belongs_to = identity("derm_rl.base", **recipe, base=base)
     file = work / f"redrawn_{belongs_to[:16]}.npy"

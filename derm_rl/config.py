@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from derm_rl import masking, paths
 from derm_rl.caption_settings import CaptionsConfig, ReleaseConfig
@@ -68,6 +68,15 @@ class Config(Section):
     release: ReleaseConfig
     overrides: tuple[str, ...] = Field((), description="key=value where it is not the preset's")
     data_root: Path | None = Field(None, description="folder of the real images")
+
+    @model_validator(mode="after")
+    def _decoys_fit(self) -> Config:
+        if self.classifier.decoys and self.data.source != "phantom":
+            raise ValueError(
+                f"classifier.decoys is {self.classifier.decoys:g}, but decoys are drawn into "
+                f"phantoms only: with data.source {self.data.source} it must be 0"
+            )
+        return self
 
     def stage_dir(self, stage: str) -> Path:
         """Folder of a stage's result; its own under overrides of what the stage reads."""

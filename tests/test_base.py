@@ -72,6 +72,12 @@ def test_images_are_drawn_once_and_again_for_another_recipe(tiny):
     assert np.array_equal(images, again) and len(list(cache.glob("*.npy"))) == 1
     base.training_images(recipe | {"seed": 3}, cache)
     assert len(list(cache.glob("*.npy"))) == 2
+    decoyed, shown = base.training_images(recipe | {"decoys": 0.5}, cache)
+    assert len(list(cache.glob("*.npy"))) == 3
+    changed = shown["path"] != frame["path"]
+    assert 24 < changed.sum() < 72 and (shown.drop(columns="path") == frame.drop(
+        columns="path")).all().all()  # fmt: skip
+    assert ((decoyed != images).any((1, 2, 3)) <= changed.to_numpy()).all()
 
 
 @pytest.mark.parametrize("together", [0.0, 0.25])

@@ -15,6 +15,7 @@ from derm_rl import classifier, dependencies
 from derm_rl.classifier import augment, calibration, training
 from derm_rl.classifier.backbones import last_layer
 from derm_rl.classifier.model import as_tensor
+from derm_rl.data import phantom, phantom_decoys
 from derm_rl.errors import FileError
 from derm_rl.evaluation import classification
 
@@ -26,7 +27,7 @@ CONVNEXT = SimpleNamespace(architecture="convnext", widths=[8, 16], depths=[1, 1
 
 def settings(**changes):
     values = dict(epochs=3, batch_size=16, learning_rate=5e-3, weight_decay=1e-2, patience=9)
-    values |= {"augment": True, "redrawn": None, "frozen_batchnorm": False}
+    values |= {"augment": True, "redrawn": None, "frozen_batchnorm": False, "decoys": 0}
     return SimpleNamespace(**(values | changes))
 
 
@@ -532,6 +533,21 @@ def stage(tmp_path, monkeypatch):
     )
 
 
+def test_a_share_of_a_phantom_split_is_drawn_anew_with_decoys():
+    frame = phantom.table(40, 5, {"hair": 0.5})
+    images = phantom.render_paths(frame["path"].tolist(), 16)[0]
+    part = SimpleNamespace(frame=frame, images=images)
+    found = classification._with_decoys(part, 0.4, seed=1)
+    after = phantom.with_decoys(frame["path"].tolist(), 0.4, 1)
+    changed = [a != b for a, b in zip(after, frame["path"], strict=True)]
+    assert 8 <= sum(changed) <= 24
+    for i, path in enumerate(after):
+        assert np.array_equal(found[i], phantom.render_path(path, 16))
+    assert np.array_equal(images, phantom.render_paths(frame["path"].tolist(), 16)[0])
+    again = classification._with_decoys(part, 0.4, seed=2)
+    assert (again != found).any()
+
+
 def test_stage_trains_both_and_writes_every_table(stage, tmp_path, monkeypatch):
     from derm_rl import provenance
 
@@ -561,6 +577,13 @@ def test_stage_trains_both_and_writes_every_table(stage, tmp_path, monkeypatch):
             rows[["p_ink", "p_MEL"]].to_numpy(), rows[NAMES].to_numpy(), rows["lesion_id"], NAMES, 0
         )
         assert again["auc"].to_numpy() == pytest.approx(values.to_numpy(), abs=1e-3)
+    decoys = pd.read_csv(folder / "decoys.csv")
+    free = pd.read_csv(folder / "predictions.csv").query("model == 'judge' and ink == 0")
+    for model, rows in decoys.groupby("model"):
+        assert set(rows["image_id"]) == set(free["image_id"])  # each image without an artifact once
+        assert set(rows["family"]) == set(phantom_decoys.HELD_OUT)
+        assert ((rows["p_ink"] > 0.5) == rows["called"]).all()  # the diagnosis does not count
+        assert recorded[f"decoys.false.{model}"]["value"] == pytest.approx(rows["called"].mean())
     pairs = pd.read_csv(folder / "autoencoder.csv")
     kept = recorded["autoencoder.exact_match_kept"]
     assert kept["value"] == pytest.approx(pairs["reconstruction"].sum() / pairs["original"].sum())

@@ -100,6 +100,14 @@ def test_an_unknown_preset_or_key_in_the_file_is_named(tmp_path, monkeypatch):
     assert "mine.yaml: unknown key 'classifier.redrawn.shares'; did you" in str(error.value)
 
 
+def test_decoys_are_drawn_into_phantoms_only(tmp_path):
+    with pytest.raises(
+        config.ConfigError, match="classifier.decoys is 0.2.* ham10000 it must be 0"
+    ):
+        config.load("ham10000", ["classifier.decoys=0.2"], tmp_path)
+    assert config.load("smoke", ["classifier.decoys=0.2"]).classifier.decoys == 0.2
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     assert config.load("smoke", ["ddpo.learning_rate=1e-4"]).ddpo.learning_rate == 1e-4
 

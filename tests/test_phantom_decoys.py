@@ -63,6 +63,33 @@ def test_an_address_holds_the_decoys():
             phantom.scene_at(bad)
 
 
+def test_a_random_share_of_the_images_shows_one_or_two_families_for_training():
+    chosen = phantom_decoys.choose(2000, 0.3, np.random.default_rng(0))
+    counts = np.bincount([len(c) for c in chosen], minlength=3) / 2000
+    assert len(counts) == 3 and counts[1:] == pytest.approx([0.15, 0.15], abs=0.03)
+    assert {f for c in chosen for f in c} == set(phantom_decoys.FAMILIES)
+    assert phantom_decoys.choose(5, 0.0, np.random.default_rng(0)) == [()] * 5
+    paths = [phantom.path_of(1, 4 * i, "NV", ("hair",)) for i in range(50)]
+    shown = phantom.with_decoys(paths, 1.0, 3)
+    assert shown == phantom.with_decoys(paths, 1.0, 3) != phantom.with_decoys(paths, 1.0, 4)
+    for path, with_decoys in zip(paths, shown, strict=True):
+        scene = phantom.scene_at(with_decoys)
+        assert scene.decoys and vars(scene) | {"decoys": ()} == vars(phantom.scene_at(path))
+    assert phantom.with_decoys(paths, 0.0, 3) == paths
+
+
+@pytest.mark.parametrize("family", phantom_decoys.HELD_OUT)
+def test_a_held_out_decoy_can_be_drawn_on_any_image(family):
+    image = np.random.default_rng(0).integers(120, 200, (48, 48, 3), np.uint8)
+    drawn = phantom_decoys.draw_held_out(image, family, np.random.default_rng(1))
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8
+    changed = (drawn != image).any(-1)
+    assert 0.01 < changed.mean() < 0.6 and np.array_equal(drawn[~changed], image[~changed])
+    assert np.array_equal(
+        drawn, phantom_decoys.draw_held_out(image, family, np.random.default_rng(1))
+    )
+
+
 def test_families_that_measure_are_not_trained_on():
     assert not set(phantom_decoys.FAMILIES) & set(phantom_decoys.HELD_OUT)
     assert not set(EVERY) & set(phantom_scene.ARTIFACTS)

@@ -83,6 +83,14 @@ def render_paths(
     return images, masks
 
 
+def with_decoys(paths: Sequence[str], share: float, seed: int) -> list[str]:
+    """The same addresses, of which a random ``share`` show decoys too, under their artifacts."""
+    chosen = phantom_decoys.choose(len(paths), share, np.random.default_rng([seed, 1]))
+    return [
+        f"{p}/{'+'.join(shown)}" if shown else p for p, shown in zip(paths, chosen, strict=True)
+    ]
+
+
 def _render_chunk(paths: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
     pairs = [phantom_render.render(scene_at(path), size) for path in paths]
     return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from derm_rl.data.phantom_brush import bezier, blend, grid, noise, sigmoid, strokes
+from derm_rl.data.phantom_brush import bezier, blend, grid, noise, shrink, sigmoid, strokes
 
 VISIBLE = 0.12  # at most: opacity of a "faded" artifact, or the share of it that is not erased
 BLURRED = 0.35  # opacity of a blurred one: wide enough that no edge, ring or tick is left
@@ -44,6 +44,22 @@ def draw(
         else:
             image = (DRAWN | HELD_OUT)[name](image, rng)
     return image
+
+
+def choose(n: int, share: float, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """For each of ``n`` images its families for training: of a random ``share`` one or two."""
+    shown = rng.random(n) < share
+    return [
+        tuple(rng.choice(FAMILIES, int(rng.integers(1, 3)), replace=False).tolist()) if s else ()
+        for s in shown
+    ]
+
+
+def draw_held_out(image: np.ndarray, family: str, rng: np.random.Generator) -> np.ndarray:
+    """Any image (S, S, 3) uint8, phantom or real, with one decoy of a family in ``HELD_OUT``."""
+    large = np.repeat(np.repeat(image, 2, 0), 2, 1).astype(np.float32) / 255  # as phantoms are
+    drawn = shrink(HELD_OUT[family](large, rng), 2)
+    return (drawn * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 
 # ------------------------------------------------------------------------ shared by families

@@ -9,6 +9,9 @@ Tables, each with a column ``model`` (reward or judge):
   in bins of equal mass.
 - ``predictions.csv``: the probabilities behind all of these, one row per test image.
 
+- ``decoys.csv``: the probabilities of test images that show no artifact, on each of which a decoy
+  of a family that no classifier trains on was drawn (:mod:`derm_rl.data.phantom_decoys`).
+
 The judge also grades the autoencoder of the base pipeline: what a latent diffusion model cannot
 decode, no fine-tuning teaches it to draw. ``autoencoder.csv`` has one row per test image.
 """
@@ -23,9 +26,10 @@ import numpy as np
 import pandas as pd
 
 from derm_rl import data, pipeline, prompts, provenance
+from derm_rl.captions.sampling import wilson
 from derm_rl.classifier.model import LabelClassifier
 from derm_rl.classifier.training import train
-from derm_rl.data import splits
+from derm_rl.data import phantom, phantom_decoys, splits
 from derm_rl.evaluation import alignment, bootstrap
 from derm_rl.io import read_csv, write_csv
 from derm_rl.redraw import redraw
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from derm_rl.config import Config
 
 STAGE = "02_reward_classifier"
+DECOYED = 400  # test images, at most, on which a decoy is drawn
 RECONSTRUCTED = 1000  # test images, at most, that go through the autoencoder
 VALIDATION = 0.15  # share of a classifier's lesions that stops its training and calibrates it
 
@@ -42,13 +47,14 @@ def run(config: Config, progress: bool = True) -> Path:
     """Train, measure and record both classifiers; returns the folder of stage 02.
 
     Writes ``reward/``, ``judge/`` (see :func:`derm_rl.classifier.load`), the tables above and the
-    metrics ``classifier.{reward,judge}.auc.{label}``, ``.auc.min`` and
-    ``autoencoder.exact_match_kept``.
+    metrics ``classifier.{reward,judge}.auc.{label}``, ``.auc.min``, ``decoys.false.{reward,judge}``
+    (share of decoys that are called an artifact) and ``autoencoder.exact_match_kept``.
     """
     folder = config.stage_dir(STAGE)
     folder.mkdir(parents=True, exist_ok=True)
     test = data.load(config, "test")
     labels, names = test.labels, test.label_names
+    decoyed, decoys = held_out_decoys(test, config.seed)
     tables: dict[str, list[pd.DataFrame]] = {}
     metrics = {}
     for name in ("reward", "judge"):
@@ -64,11 +70,12 @@ def run(config: Config, progress: bool = True) -> Path:
             "roc": roc_table(probabilities, labels, names),
             "reliability": reliability_table(probabilities, labels, names),
             "predictions": _predictions(test, probabilities),
+            "decoys": _called(model, decoyed, decoys),
         }
         for table, part in parts.items():
             part.insert(0, "model", name)
             tables.setdefault(table, []).append(part)
-        metrics |= _metrics(config, name, attributes)
+        metrics |= _metrics(config, name, attributes) | _fooled(config, name, parts["decoys"])
     for table, parts in tables.items():
         write_csv(folder / f"{table}.csv", pd.concat(parts, ignore_index=True))
     # The judge, trained last, is the one that grades.
@@ -101,6 +108,8 @@ def _train_one(config: Config, name: str, folder: Path, progress: bool) -> Label
     part = data.load(config, name)
     seed = config.seed + {"reward": 0, "judge": 1}[name]
     images, settings = part.images, config.classifier.redrawn
+    if config.classifier.decoys:
+        images = _with_decoys(part, config.classifier.decoys, seed)
     if settings:
         captions = [prompts.render(finding) for finding in part.findings]
         images = redraw(
@@ -120,6 +129,47 @@ def _train_one(config: Config, name: str, folder: Path, progress: bool) -> Label
         folder,
         progress=progress,
     )
+
+
+def _with_decoys(part: data.Dataset, share: float, seed: int) -> np.ndarray:
+    """Copy of a phantom split's images of which a random ``share`` is drawn anew, with decoys."""
+    before = part.frame["path"].tolist()
+    after = phantom.with_decoys(before, share, seed)
+    rows = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    images = np.array(part.images)
+    images[rows] = phantom.render_paths([after[i] for i in rows], images.shape[1])[0]
+    return images
+
+
+def held_out_decoys(test: data.Dataset, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """Images (N, S, S, 3) uint8 of ``test`` without a named artifact, each with one decoy.
+
+    The families of ``HELD_OUT`` take turns. The table has columns image_id and family.
+    """
+    named = test.frame[list(test.artifacts)].any(axis=1).to_numpy(bool)
+    rows = np.flatnonzero(~named)[:DECOYED]
+    families = [list(phantom_decoys.HELD_OUT)[i % len(phantom_decoys.HELD_OUT)]
+                for i in range(len(rows))]  # fmt: skip
+    images = [
+        phantom_decoys.draw_held_out(test.images[row], family, np.random.default_rng([seed, row]))
+        for row, family in zip(rows, families, strict=True)
+    ]
+    table = test.frame[["image_id"]].iloc[rows].reset_index(drop=True).assign(family=families)
+    return np.array(images, np.uint8).reshape(-1, *test.images.shape[1:]), table
+
+
+def _called(model: LabelClassifier, images: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with the probability of each artifact, and whether any is called."""
+    artifacts = [name for name in model.label_names if name in prompts.ARTIFACTS]
+    columns = [model.label_names.index(name) for name in artifacts]
+    p = model.predict(images)[:, columns] if len(images) else np.empty((0, len(columns)))
+    out = table.assign(**{f"p_{name}": p[:, j] for j, name in enumerate(artifacts)})
+    return out.assign(called=(p > 0.5).any(1))
+
+
+def _fooled(config: Config, name: str, decoys: pd.DataFrame) -> dict[str, dict]:
+    found = wilson(int(decoys["called"].sum()), len(decoys))
+    return {f"decoys.false.{name}": provenance.metric(config, *found, csv="decoys.csv")}
 
 
 def attribute_table(

@@ -14,6 +14,7 @@ from derm_rl.figures.canvas import (
     PHANTOM,
     Picture,
     axes,
+    bars,
     plain,
     save_fig,
     show,
@@ -89,6 +90,47 @@ def _bar(table: pd.DataFrame) -> Picture:
     grid[0][0].set(ylabel="judge sees exactly the true artifacts", ylim=(0, 1.05))
     plain(grid[0][0])
     return fig
+
+
+def decoys(config: Config, each: int = 2) -> Picture:
+    """How often a decoy of a held-out family is called an artifact; phantoms: ``each`` shown."""
+    from derm_rl.captions.sampling import wilson
+
+    table = read_csv(config.require(STAGE) / "decoys.csv")
+    families = list(table["family"].unique())
+    shown = [f"{family} {i}" for family in families for i in range(each)]
+    phantom = config.data.source == "phantom"
+    fig = Picture(figsize=(1.3 * len(shown), 4.4 if phantom else 2.9), layout="constrained")
+    rows = [["bars"] * len(shown), shown] if phantom else [["bars"]]
+    ratios = [2.2, 1] if phantom else [1]
+    grid = fig.subplot_mosaic(rows, height_ratios=ratios)
+    for k, (model, mine) in enumerate(table.groupby("model", sort=False)):
+        called = mine.groupby("family", sort=False)["called"].agg(["sum", "size"])
+        found = pd.DataFrame([wilson(*map(int, row)) for row in called.to_numpy()])
+        x = np.arange(len(families)) + 0.36 * (k - 0.5)
+        share = mine["called"].mean()
+        label = f"{model}: {share:.3f} of {len(mine):,}"
+        bars(grid["bars"], x, found, 0.36, color=COLOURS[k], label=label)
+    grid["bars"].set(xticks=range(len(families)), xticklabels=families,
+                     ylabel="called an artifact,\n95 % interval", ylim=(0, 1))  # fmt: skip
+    grid["bars"].legend(fontsize=8)
+    plain(grid["bars"])
+    if phantom:
+        _show_decoys(config, grid, table, each)
+        fig.suptitle(f"Decoys that no classifier has trained on\n{PHANTOM}", fontsize=9)
+    save_fig(fig, "decoys", table, config)
+    return fig
+
+
+def _show_decoys(config: Config, grid: dict, table: pd.DataFrame, each: int) -> None:
+    from derm_rl.evaluation.classification import held_out_decoys
+
+    images, drawn = held_out_decoys(data.load(config, "test"), config.seed)
+    by = {model: mine.reset_index(drop=True) for model, mine in table.groupby("model")}
+    for family, rows in drawn.groupby("family").groups.items():
+        for i, row in enumerate(rows[:each]):
+            called = [model for model, mine in by.items() if mine["called"][row]]
+            show(grid[f"{family} {i}"], images[row], f"fooled: {', '.join(called) or 'none'}")
 
 
 def _reconstructions(config: Config, table: pd.DataFrame, n: int) -> Picture:
