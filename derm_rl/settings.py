@@ -161,10 +161,14 @@ class DDPOConfig(Section):
     objective: Literal["ddpo", "awm", "nft"] = Field(
         description="what makes an image more likely: its denoising steps (DDPO), or denoising it "
         "anew: advantage weighted matching (arXiv 2509.25050), negative-aware fine-tuning (2509."
-        "16117), both sampled without noise in the steps"
+        "16117). These two sample without noise in the steps (eta is for evaluations), train the "
+        "output without guidance, and do not read drop_last_steps and step_weighting"
     )
     noised_timesteps: int = count("timesteps to which awm and nft noise each finished image")
-    nft_beta: float = positive("how firmly nft holds the model to the one that drew the images")
+    nft_beta: float = positive(
+        "how firmly nft holds the model to the one that drew the images, against advantages as a "
+        "share of advantage_clip"
+    )
     method: Method = Field(description="train the whole UNet, or LoRA adapters")
     lora_rank: int = count("rank of the adapters")
     lora_layers: Literal["attention", "all"] = Field(

@@ -77,7 +77,8 @@ def test_images_are_drawn_once_and_again_for_another_recipe(tiny):
     changed = shown["path"] != frame["path"]
     assert 24 < changed.sum() < 72 and (shown.drop(columns="path") == frame.drop(
         columns="path")).all().all()  # fmt: skip
-    assert ((decoyed != images).any((1, 2, 3)) <= changed.to_numpy()).all()
+    differ = (decoyed != images).any((1, 2, 3))
+    assert (differ <= changed.to_numpy()).all() and differ.sum() > 0.7 * changed.sum()
 
 
 @pytest.mark.parametrize("together", [0.0, 0.25])

@@ -580,7 +580,9 @@ def test_stage_trains_both_and_writes_every_table(stage, tmp_path, monkeypatch):
     decoys = pd.read_csv(folder / "decoys.csv")
     free = pd.read_csv(folder / "predictions.csv").query("model == 'judge' and ink == 0")
     for model, rows in decoys.groupby("model"):
-        assert set(rows["image_id"]) == set(free["image_id"])  # each image without an artifact once
+        assert sorted(rows["image_id"]) == sorted(free["image_id"])  # each without an artifact once
+        calls = tables["predictions"].query("model == @model").set_index("image_id")["p_ink"] > 0.5
+        assert rows["before"].tolist() == calls[rows["image_id"]].tolist()
         assert set(rows["family"]) == set(phantom_decoys.HELD_OUT)
         assert ((rows["p_ink"] > 0.5) == rows["called"]).all()  # the diagnosis does not count
         assert recorded[f"decoys.false.{model}"]["value"] == pytest.approx(rows["called"].mean())

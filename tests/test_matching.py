@@ -18,6 +18,8 @@ def test_each_timestep_is_in_a_part_of_its_own():
     assert ((found // 250) == torch.tensor([3, 2, 1, 0])).all() and found.dtype == torch.long
     ends = matching.timesteps(2, scheduler_of("epsilon"), torch.tensor([[0.0, 0.9999]]))
     assert ends.tolist() == [[500, 499]]
+    last = torch.full((1, 4), 1 - 2**-24)  # the largest that torch.rand gives
+    assert matching.timesteps(4, scheduler_of("epsilon"), last).tolist() == [[999, 749, 499, 249]]
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

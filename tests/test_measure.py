@@ -269,6 +269,13 @@ def test_rims_and_lines_along_an_edge_are_no_hair():
         along = np.abs(y - depth - 0.03 * x) - 1  # a ruler's edge, a frame, a crack
         for turned in (along, along.T, along[::-1]):
             assert measure(pixels(put(disc(), turned, BLACK, 0.3))).scores["hair"] < -1
+    inset = np.minimum.reduce([y, x, 95 - y, 95 - x])
+    for depth in (3, 7):  # a frame on all sides, and on two
+        assert (
+            measure(pixels(put(disc(), np.abs(inset - depth) - 1, BLACK, 0.3))).scores["hair"] < -1
+        )
+        two = np.abs(np.minimum(y, x) - depth) - 1
+        assert measure(pixels(put(disc(), two, BLACK, 0.3))).scores["hair"] < -1
     crossing = [np.abs(x - 0.9 * y - c) / 1.35 - 1 for c in (-75, 65)]  # as long, but it is none
     crossing += [np.abs(y - 84) - 1]
     assert measure(pixels(put(disc(), np.minimum.reduce(crossing), BLACK, 0.3))).artifacts["hair"]

@@ -84,7 +84,7 @@ def test_a_held_out_decoy_can_be_drawn_on_any_image(family):
     drawn = phantom_decoys.draw_held_out(image, family, np.random.default_rng(1))
     assert drawn.shape == image.shape and drawn.dtype == np.uint8
     changed = (drawn != image).any(-1)
-    assert 0.01 < changed.mean() < 0.6 and np.array_equal(drawn[~changed], image[~changed])
+    assert 0.01 < changed.mean() < 0.6
     assert np.array_equal(
         drawn, phantom_decoys.draw_held_out(image, family, np.random.default_rng(1))
     )

@@ -24,8 +24,8 @@ LINE_CONTRAST = 6.0  # lightness between a line and its surroundings
 HAIR_EXTENT = 12  # pixels: streaks, ticks and vessels are shorter
 HAIR_TOTAL = 0.25  # image sides of hair in all
 HAIR_BEND = 0.3  # spread across over spread along: an arc of more than a third of a circle …
-TANGLE = 36  # pixels: … but hairs that cross are one line, longer than any bubble's rim
-AT_EDGE = 0.1  # of the image: what stays that near to an edge is a frame's, a fringe's, a ruler's
+TANGLE = 36  # pixels: … but hairs that cross are one line, larger than all but the largest rims
+AT_EDGE = 0.1  # of the image: what stays that near to its edges is a frame, a fringe, a ruler
 ALONG_EDGE = 0.25  # of the image: also farther in, of what runs parallel to the edge …
 PARALLEL = 0.1  # … to within this slope
 DARK_SKIN = 45.0  # lightness below which light hair, too, stands out
@@ -125,13 +125,16 @@ def hair(contrast: np.ndarray, free: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _is_hair(points: np.ndarray, extent: float, shape: tuple[int, int]) -> bool:
-    """Whether a long thin line of points (N, 2) bends as little as a hair and is no frame."""
+    """Whether a long thin line of points (N, 2) bends as little as a hair and leaves the edges."""
     values, vectors = np.linalg.eigh(np.cov(points.T))
     if extent <= TANGLE and values[0] > HAIR_BEND**2 * values[1]:
         return False
-    for depth, length, side in zip(points.T, shape, np.abs(vectors[:, 1]), strict=True):
-        nearest = min(depth.max() + 1, length - depth.min()) / length  # edge to farthest point
-        if nearest < AT_EDGE or (nearest < ALONG_EDGE and side < PARALLEL):
+    place = (points + 0.5) / shape
+    if (np.minimum(place, 1 - place).min(1) < AT_EDGE).mean() > 0.9:
+        return False
+    for depth, across in zip(place.T, np.abs(vectors[:, 1]), strict=True):
+        farthest = min(depth.max(), 1 - depth.min())  # of its points, from the nearer of two edges
+        if farthest < ALONG_EDGE and across < PARALLEL:
             return False
     return True
 

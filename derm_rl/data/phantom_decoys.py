@@ -56,9 +56,13 @@ def choose(n: int, share: float, rng: np.random.Generator) -> list[tuple[str, ..
 
 
 def draw_held_out(image: np.ndarray, family: str, rng: np.random.Generator) -> np.ndarray:
-    """Any image (S, S, 3) uint8, phantom or real, with one decoy of a family in ``HELD_OUT``."""
-    large = np.repeat(np.repeat(image, 2, 0), 2, 1).astype(np.float32) / 255  # as phantoms are
-    drawn = shrink(HELD_OUT[family](large, rng), 2)
+    """Any image (S, S, 3) uint8, phantom or real, with one decoy of a family in ``HELD_OUT``.
+
+    It lies over all that the image shows. (In a phantom's own address decoys lie under artifacts.)
+    """
+    factor = 2 if len(image) <= 128 else 1  # as phantoms are drawn
+    large = image.repeat(factor, 0).repeat(factor, 1).astype(np.float32) / 255
+    drawn = shrink(HELD_OUT[family](large, rng), factor)
     return (drawn * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 

@@ -14,7 +14,11 @@ model output, ε or v alike: their errors differ by a factor of the timestep.
   probability that an image is a good one and out_old the model that drew it, the mixtures
   out± = out_old ± β (out - out_old) are to match the target: L = r ‖out₊ - target‖² +
   (1 - r) ‖out₋ - target‖². Its gradient, 2β [A (out_old - target) + β (out - out_old)], shows what
-  it is: matching weighted by advantage, held to the old model by β where the surrogate clips.
+  it is: matching weighted by advantage, held to the old model by β where the surrogate clips. A
+  is the advantage over ``advantage_clip``, which so weighs it against β.
+
+Guidance is a part of the sampler, not of what is trained: the output is that of the prompt alone,
+whatever the scale of the samples. With one above 1 the guided samples are what is learned from.
 """
 
 from __future__ import annotations
@@ -51,7 +55,8 @@ def timesteps(count: int, scheduler: DDIMScheduler, u: Tensor) -> Tensor:
         u: (B, T) uniform in [0, 1).
     """
     part = torch.arange(count - 1, -1, -1, device=u.device)
-    return ((part + u) / count * scheduler.config.num_train_timesteps).long()
+    steps = scheduler.config.num_train_timesteps  # in float64, where no sum rounds up to a whole
+    return ((part + u.double()) / count * steps).long()
 
 
 def noised(

@@ -184,7 +184,7 @@ class Policy:
             terms, scores = self.judge(images, ids)
             latents, log_probs = path.latents, path.log_probs
             if noised is not None:
-                latents, log_probs = latents[:, -1:], noised.log_probs
+                latents, log_probs = latents[:, -1:].clone(), noised.log_probs
             kept = (latents, log_probs, terms, self.values(path, ids), thumbnails(images))
             return Batch(ids, *kept, scores, noised)
 

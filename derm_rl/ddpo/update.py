@@ -74,7 +74,8 @@ def update(
 
     The images are split into ``updates_per_epoch`` parts; each part gives one optimizer step over
     a random ``timestep_fraction`` of its trained steps (or noised timesteps), in passes of
-    ``batch_size`` (image, step) pairs. Images without advantage carry no gradient and cost no pass.
+    ``batch_size`` (image, step) pairs. Images without advantage cost no pass, unless
+    the objective has something to ask of them too.
 
     Args:
         batch: this process's images.
@@ -86,7 +87,7 @@ def update(
     trainable = trained_columns(policy)
     per_image = max(1, round(settings.timestep_fraction * len(trainable)))
     advantage = torch.from_numpy(advantage)
-    useful = (advantage != 0).any(1)
+    useful = (advantage != 0).any(1) | (settings.objective == "nft")  # it holds on to the others
     order = torch.randperm(len(advantage), generator=random)
     choice = torch.rand(len(advantage), len(trainable), generator=random).argsort(1)[:, :per_image]
     tally, norms, deviation = Tally(policy.columns, accelerator.device), [], 0.0

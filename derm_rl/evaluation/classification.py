@@ -9,8 +9,9 @@ Tables, each with a column ``model`` (reward or judge):
   in bins of equal mass.
 - ``predictions.csv``: the probabilities behind all of these, one row per test image.
 
-- ``decoys.csv``: the probabilities of test images that show no artifact, on each of which a decoy
-  of a family that no classifier trains on was drawn (:mod:`derm_rl.data.phantom_decoys`).
+- ``decoys.csv``: the probabilities of test images without an artifact of the vocabulary, on each of
+  which a decoy of a family that no classifier trains on was drawn
+  (:mod:`derm_rl.data.phantom_decoys`); whether any artifact is ``called``, and was ``before``.
 
 The judge also grades the autoencoder of the base pipeline: what a latent diffusion model cannot
 decode, no fine-tuning teaches it to draw. ``autoencoder.csv`` has one row per test image.
@@ -70,7 +71,7 @@ def run(config: Config, progress: bool = True) -> Path:
             "roc": roc_table(probabilities, labels, names),
             "reliability": reliability_table(probabilities, labels, names),
             "predictions": _predictions(test, probabilities),
-            "decoys": _called(model, decoyed, decoys),
+            "decoys": _called(model, decoyed, decoys, probabilities),
         }
         for table, part in parts.items():
             part.insert(0, "model", name)
@@ -144,27 +145,36 @@ def _with_decoys(part: data.Dataset, share: float, seed: int) -> np.ndarray:
 def held_out_decoys(test: data.Dataset, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
     """Images (N, S, S, 3) uint8 of ``test`` without a named artifact, each with one decoy.
 
-    The families of ``HELD_OUT`` take turns. The table has columns image_id and family.
+    The families of ``HELD_OUT`` take turns. The table has columns image_id and family, and as its
+    index the rows of ``test``.
     """
     named = test.frame[list(test.artifacts)].any(axis=1).to_numpy(bool)
-    rows = np.flatnonzero(~named)[:DECOYED]
+    rows = np.flatnonzero(~named)
+    rows = rows[:: max(1, -(-len(rows) // DECOYED))]
     families = [list(phantom_decoys.HELD_OUT)[i % len(phantom_decoys.HELD_OUT)]
                 for i in range(len(rows))]  # fmt: skip
     images = [
         phantom_decoys.draw_held_out(test.images[row], family, np.random.default_rng([seed, row]))
         for row, family in zip(rows, families, strict=True)
     ]
-    table = test.frame[["image_id"]].iloc[rows].reset_index(drop=True).assign(family=families)
+    table = test.frame[["image_id"]].iloc[rows].assign(family=families).set_axis(rows)
     return np.array(images, np.uint8).reshape(-1, *test.images.shape[1:]), table
 
 
-def _called(model: LabelClassifier, images: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
-    """``table`` with the probability of each artifact, and whether any is called."""
+def _called(
+    model: LabelClassifier, images: np.ndarray, table: pd.DataFrame, clean: np.ndarray
+) -> pd.DataFrame:
+    """``table`` with the probability of each artifact, and whether any is called, and was before.
+
+    Args:
+        clean: probabilities (M, L) of all test images, without decoys.
+    """
     artifacts = [name for name in model.label_names if name in prompts.ARTIFACTS]
     columns = [model.label_names.index(name) for name in artifacts]
     p = model.predict(images)[:, columns] if len(images) else np.empty((0, len(columns)))
     out = table.assign(**{f"p_{name}": p[:, j] for j, name in enumerate(artifacts)})
-    return out.assign(called=(p > 0.5).any(1))
+    before = (clean[table.index][:, columns] > 0.5).any(1)
+    return out.assign(before=before, called=(p > 0.5).any(1)).reset_index(drop=True)
 
 
 def _fooled(config: Config, name: str, decoys: pd.DataFrame) -> dict[str, dict]:

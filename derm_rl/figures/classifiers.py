@@ -92,11 +92,17 @@ def _bar(table: pd.DataFrame) -> Picture:
     return fig
 
 
-def decoys(config: Config, each: int = 2) -> Picture:
-    """How often a decoy of a held-out family is called an artifact; phantoms: ``each`` shown."""
+def decoys(config: Config, each: int = 2) -> Picture | None:
+    """How often a decoy of a held-out family is called an artifact; phantoms: ``each`` shown.
+
+    A line across each bar is how often the same images were called one before. Nothing to draw
+    where every test image shows an artifact.
+    """
     from derm_rl.captions.sampling import wilson
 
     table = read_csv(config.require(STAGE) / "decoys.csv")
+    if table.empty:
+        return None
     families = list(table["family"].unique())
     shown = [f"{family} {i}" for family in families for i in range(each)]
     phantom = config.data.source == "phantom"
@@ -111,6 +117,9 @@ def decoys(config: Config, each: int = 2) -> Picture:
         share = mine["called"].mean()
         label = f"{model}: {share:.3f} of {len(mine):,}"
         bars(grid["bars"], x, found, 0.36, color=COLOURS[k], label=label)
+        before = mine.groupby("family", sort=False)["before"].mean()
+        label = "the same without the decoy" if k == 0 else None
+        grid["bars"].hlines(before, x - 0.18, x + 0.18, color="black", linewidth=1.2, label=label)
     grid["bars"].set(xticks=range(len(families)), xticklabels=families,
                      ylabel="called an artifact,\n95 % interval", ylim=(0, 1))  # fmt: skip
     grid["bars"].legend(fontsize=8)
@@ -126,11 +135,14 @@ def _show_decoys(config: Config, grid: dict, table: pd.DataFrame, each: int) -> 
     from derm_rl.evaluation.classification import held_out_decoys
 
     images, drawn = held_out_decoys(data.load(config, "test"), config.seed)
-    by = {model: mine.reset_index(drop=True) for model, mine in table.groupby("model")}
-    for family, rows in drawn.groupby("family").groups.items():
+    by = {model: mine["called"].to_numpy() for model, mine in table.groupby("model")}
+    for family, rows in drawn.reset_index().groupby("family").groups.items():
+        for i in range(each):
+            grid[f"{family} {i}"].axis("off")
         for i, row in enumerate(rows[:each]):
-            called = [model for model, mine in by.items() if mine["called"][row]]
-            show(grid[f"{family} {i}"], images[row], f"fooled: {', '.join(called) or 'none'}")
+            fooled = ", ".join(model for model, called in by.items() if called[row])
+            grid[f"{family} {i}"].axis("on")
+            show(grid[f"{family} {i}"], images[row], f"fooled: {fooled or 'none'}")
 
 
 def _reconstructions(config: Config, table: pd.DataFrame, n: int) -> Picture:
