@@ -83,6 +83,9 @@ def test_classifier_accuracy_follows_from_the_predictions(folder):
         for label, auc in aucs.items():
             same(metrics, f"classifier.{model}.auc.{label}", auc)
         same(metrics, f"classifier.{model}.auc.min", min(aucs.values()))
+    if (decoys := folder / "decoys.csv").is_file():
+        for model, rows in read_csv(decoys).groupby("model"):
+            same(metrics, f"decoys.false.{model}", rows["called"].mean())
     table = read_csv(folder / "autoencoder.csv")
     kept = bootstrap.ratio(
         table[["reconstruction", "original"]].to_numpy(float), np.ones((1, len(table)))
