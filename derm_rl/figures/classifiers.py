@@ -121,8 +121,8 @@ def decoys(config: Config, each: int = 2) -> Picture | None:
         label = "the same without the decoy" if k == 0 else None
         grid["bars"].hlines(before, x - 0.18, x + 0.18, color="black", linewidth=1.2, label=label)
     grid["bars"].set(xticks=range(len(families)), xticklabels=families,
-                     ylabel="called an artifact,\n95 % interval", ylim=(0, 1))  # fmt: skip
-    grid["bars"].legend(fontsize=8)
+                     ylabel="called an artifact,\n95 % interval", ylim=(0, 1.2))  # fmt: skip
+    grid["bars"].legend(fontsize=8, loc="upper center", ncols=3)
     plain(grid["bars"])
     if phantom:
         _show_decoys(config, grid, table, each)
