@@ -19,7 +19,7 @@ from derm_rl.figures.captions import (
     openings,
     pair_counts,
 )
-from derm_rl.figures.classifiers import autoencoder, classifier_roc
+from derm_rl.figures.classifiers import autoencoder, classifier_roc, decoys
 from derm_rl.figures.data import data_counts, data_sheet, phantom_truth, shared_lesions
 from derm_rl.figures.quality import fallen_out, quality, results_table
 from derm_rl.figures.training import ddpo_curves, ddpo_steps, finetune_loss, finetune_samples
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BY_STAGE: dict[str, tuple[Callable[[Config], Picture | None], ...]] = {
     "01_data": (data_sheet, phantom_truth, data_counts, shared_lesions),
-    "02_reward_classifier": (classifier_roc, autoencoder),
+    "02_reward_classifier": (classifier_roc, decoys, autoencoder),
     "03_finetune_stable_diffusion": (finetune_loss, finetune_samples),
     "04_ddpo": (ddpo_curves, ddpo_steps),
     "05_alignment": (before_after, panel, apr_heatmap, attributes, audit),
