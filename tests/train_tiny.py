@@ -21,7 +21,7 @@ SETTINGS = {
     "epochs": 4, "images_per_prompt": 4, "prompts_per_epoch": None, "inference_steps": 4,
     "batch_size": 16, "updates_per_epoch": 2, "timestep_fraction": 1.0, "drop_last_steps": 0,
     "checkpoint_every": 1, "eval_every": 2, "eval_images_per_prompt": 3, "min_count": 2,
-    "guidance_scales": [2.0], "noised_timesteps": 3,
+    "guidance_scales": [2.0], "noised_timesteps": 2,
 }  # fmt: skip
 
 
