@@ -20,8 +20,8 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from derm_rl import classifier, paths, pipeline, provenance
-from derm_rl.captions.measure import measure
 from derm_rl.data import phantom, phantom_decoys
+from derm_rl.evaluation import panel
 from derm_rl.io import write_csv
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,16 +40,14 @@ def pictures(size: int, n: int, artifacts: tuple = (), decoys: tuple = ()) -> np
 def instruments(folders: list[Path]) -> dict[str, Instrument]:
     """The classifiers of ``folders`` by name, and the rules."""
 
-    def rules(images: np.ndarray) -> np.ndarray:
-        found = [measure(image).artifacts for image in images]
-        return np.array([[f[a] for a in ARTIFACTS] for f in found])
-
     def learned(folder: Path) -> Instrument:
         model = classifier.load(folder)
         columns = [model.label_names.index(a) for a in ARTIFACTS]
         return lambda images: model.predict(images)[:, columns] > 0.5
 
-    return {f.name: learned(f) for f in folders} | {"rules": rules}
+    return {f.name: learned(f) for f in folders} | {
+        "rules": lambda images: panel.rules(images, ARTIFACTS)
+    }
 
 
 def rows(tools: dict[str, Instrument], size: int, n: int) -> Iterator[dict]:

@@ -61,8 +61,7 @@ def training_images(recipe: dict, cache: Path) -> tuple[np.ndarray, pd.DataFrame
     frame = frame.head(n).reset_index(drop=True)
     frame["path"] = phantom.with_decoys(frame["path"].tolist(), decoys, seed)
     facts = {"seed": seed, "images": n, "size": size, "prevalence": recipe["prevalence"]}
-    facts |= {"decoys": decoys} if decoys else {}
-    belongs_to = identity("derm_rl.data.phantom", **facts, together=together)
+    belongs_to = identity("derm_rl.data.phantom", **facts, together=together, decoys=decoys)
     file = cache / f"images_{belongs_to[:16]}.npy"
     if not file.is_file():
         images, _ = phantom.render_paths(frame["path"].tolist(), size, progress=True)
