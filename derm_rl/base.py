@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from accelerate import PartialState
 from PIL import Image
 
 from derm_rl import classifier, pipeline, prompts
@@ -29,7 +28,7 @@ from derm_rl.io import atomic_path, read_json, write_csv, write_json
 from derm_rl.paths import MODELS, RUNS
 from derm_rl.redraw import redraw
 from derm_rl.settings import ClassifierConfig, FinetuneConfig
-from derm_rl.training import identity
+from derm_rl.training import identity, process_state
 
 FOLDER = MODELS / "phantom-sd"
 CLASSIFIERS = MODELS / "phantom-classifiers"
@@ -110,7 +109,7 @@ def train_pipeline(recipe: dict, work: Path) -> None:
     pipe, logs = None, []
     for name, phase in recipe["phases"].items():
         part = recipe | phase
-        with PartialState().main_process_first():
+        with process_state().main_process_first():
             images, frame = training_images(part, work)
         pipe = pipe or pipeline.build(
             np.array(images[:3000]),
@@ -131,7 +130,7 @@ def train_pipeline(recipe: dict, work: Path) -> None:
         log = train(pipe, cached, settings, folder, part["seed"], train_text_encoder=True)
         every = log.groupby(log["step"].sub(1) // 50).mean(numeric_only=True).round(5)
         logs.append(every.assign(phase=name, step=every["step"].round()))
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
     pipeline.save(pipe.to(dtype=torch.float16), work / "pipeline")  # half the size in git
     for part in (work / "pipeline").iterdir():
@@ -147,7 +146,7 @@ def train_pipeline(recipe: dict, work: Path) -> None:
 def train_classifiers(recipe: dict, work: Path) -> None:
     """Train ``models/phantom-classifiers/<architecture>``, each on lesions of its own."""
     settings = ClassifierConfig.model_validate(recipe["training"])
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         images, frame = training_images(recipe | {"decoys": settings.decoys}, work)
     base = pipeline.fingerprint(pipeline.load(FOLDER))
     belongs_to = identity("derm_rl.base", **recipe, base=base)

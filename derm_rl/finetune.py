@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
@@ -38,6 +37,7 @@ from derm_rl.training import (
     main,
     merge_lora,
     prepare_unet,
+    process_state,
     save_checkpoint,
 )
 
@@ -238,7 +238,7 @@ def run(config: Config, progress: bool = True) -> Path:
     captions = [prompts.render(finding) for finding in training.findings]
     cached = examples(pipe, training.images, captions, views)
     log = train(pipe, cached, config.finetune, folder, config.seed, progress=progress)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         save(pipe, folder / "pipeline")
         write_csv(folder / "log.csv", log)
         discard_checkpoint(folder / "checkpoint.pt")

@@ -40,13 +40,21 @@ BLOCKS = ["proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", 
 LORA_TARGETS = {"attention": ATTENTION, "all": ATTENTION + BLOCKS}
 
 
+def process_state() -> PartialState:
+    """Which of how many processes this is. The first call of a process decides, so: always by this.
+
+    Without being told, Accelerate takes the processes of `torchrun` on a CPU for separate runs.
+    """
+    return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
+
+
 def accelerator_of(mixed_precision: str) -> Accelerator:
     """An accelerator of this precision, also where one of another precision came before.
 
     Accelerate keeps its settings for the life of the process, which in a notebook is long.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=usable_precision(mixed_precision, PartialState().device))
+    return Accelerator(mixed_precision=usable_precision(mixed_precision, process_state().device))
 
 
 def usable_precision(mixed_precision: str, device: torch.device) -> str:
@@ -70,21 +78,24 @@ def cpu_has_bf16() -> bool:
 
 
 def launched(config: Config, module: str) -> bool:
-    """Whether ``module`` ran elsewhere: under `accelerate launch`, in ``config.processes``.
+    """Whether ``module`` ran elsewhere: in ``config.processes``, which `torchrun` starts.
 
-    False, with nothing done, if the preset wants one process or this is one of those launched.
+    (`accelerate launch --cpu --num_processes 2` starts one, and says nothing.) False, with nothing
+    done, if the preset wants one process or this is one of those launched.
     """
     if config.processes == 1 or LAUNCHED in os.environ:
         return False
-    cpu = [] if torch.cuda.is_available() else ["--cpu"]
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", *cpu, "--num_machines", "1",
-        "--num_processes", str(config.processes), "--mixed_precision", "no",
-        "--dynamo_backend", "no", "--main_process_port", "0", "-m", module,
+        sys.executable, *in_processes(config.processes), "-m", module,
         config.name, str(config.data_root or ""), *config.overrides,
     ]  # fmt: skip
     subprocess.run(command, check=True, cwd=paths.ROOT, env=os.environ | {LAUNCHED: "1"})
     return True
+
+
+def in_processes(count: int) -> list[str]:
+    """Arguments of Python that run what follows in ``count`` processes of this machine."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
 
 
 def main(run: Callable[[Config], Path]) -> None:
@@ -92,7 +103,10 @@ def main(run: Callable[[Config], Path]) -> None:
     from derm_rl.config import load
 
     preset, data_root, *overrides = sys.argv[1:]
-    run(load(preset, overrides, data_root or None))
+    config = load(preset, overrides, data_root or None)
+    if (found := process_state().num_processes) != config.processes:
+        raise RuntimeError(f"processes: {config.processes} are wanted, {found} found each other")
+    run(config)
 
 
 @contextmanager

@@ -4,13 +4,13 @@ import functools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,8 +20,8 @@ from derm_rl import pipeline
 from derm_rl.ddpo import trainer
 from derm_rl.ddpo.sampling import Policy
 from derm_rl.ddpo.update import OffPolicyError
-from derm_rl.io import read_csv
-from derm_rl.training import accelerator_of, previous
+from derm_rl.io import read_csv, read_json
+from derm_rl.training import accelerator_of, in_processes, previous
 
 WORKER = Path(__file__).with_name("train_tiny.py")
 RESULTS = ("weights.safetensors", "log.csv", "steps.csv")
@@ -43,10 +43,7 @@ def distance(one, other):
     return (weights(one) - weights(other)).abs().max().item()
 
 
-TWO = (
-    "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-)  # fmt: skip
+TWO = tuple(in_processes(2))
 
 
 def process(folder, out, launch=(), **changes):
@@ -67,7 +64,9 @@ def kill_after_a_checkpoint(running, checkpoint, delay):
         time.sleep(0.01)
     time.sleep(delay)
     assert running.poll() is None, f"it ended by itself: {running.communicate()[1][-2000:]}"
-    os.killpg(running.pid, signal.SIGKILL)
+    started = psutil.Process(running.pid)
+    for each in [started, *started.children(recursive=True)]:  # torchrun's are of another session
+        each.kill()
     running.communicate()
 
 
@@ -97,6 +96,7 @@ def test_two_processes_killed_end_as_two_never_killed(tiny_pipeline_folder, tmp_
     running = process(tiny_pipeline_folder, tmp_path / "torn", TWO, **changes)
     kill_after_a_checkpoint(running, tmp_path / "torn/checkpoint.pt", 0.3)
     finish(process(tiny_pipeline_folder, tmp_path / "torn", TWO, **changes))
+    assert read_json(tmp_path / "torn/processes.json") == 2
     for name in RESULTS:
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -137,6 +137,7 @@ def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method,
     alone = process(tiny_pipeline_folder, tmp_path / "1", **changes)
     both = process(tiny_pipeline_folder, tmp_path / "2", TWO, **changes)
     finish(alone), finish(both)
+    assert [read_json(tmp_path / n / "processes.json") for n in "12"] == [1, 2]
     one, other = (load_file(tmp_path / n / "weights.safetensors") for n in "12")
     base = dict(pipeline.load(tiny_pipeline_folder).unet.named_parameters())
     moved = max((one[n] - base[n]).abs().max().item() for n in one)

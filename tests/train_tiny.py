@@ -1,8 +1,9 @@
-"""Trains the tiny pipeline by DDPO, in a process of its own: to be killed, or by `accelerate`.
+"""Trains the tiny pipeline by DDPO, in a process of its own: to be killed, or by `torchrun`.
 
     python tests/train_tiny.py PIPELINE OUT '{"epochs": 3}'
 
-Leaves ``OUT/weights.safetensors`` and the logs. Not a test; tests run it.
+Leaves ``OUT/weights.safetensors``, the logs, and ``OUT/processes.json``: how many found each other.
+Not a test; tests run it.
 """
 
 import json
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 
 from derm_rl import config, pipeline, prompts
 from derm_rl.ddpo import advantages, trainer
+from derm_rl.io import write_json
+from derm_rl.training import process_state
 
 SETTINGS = {
     "epochs": 4, "images_per_prompt": 4, "prompts_per_epoch": None, "inference_steps": 4,
@@ -56,9 +58,10 @@ def main(folder, out, changes="{}"):
     pipe, task = pipeline.load(folder), task_of()
     settings = settings_of(**json.loads(changes))
     trainer.train(pipe, task, settings, Path(out), 0, progress=False)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         weights = {name: p.detach().contiguous() for name, p in pipe.unet.named_parameters()}
         save_file(weights, Path(out) / "weights.safetensors")
+        write_json(Path(out) / "processes.json", process_state().num_processes)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
@@ -47,6 +46,7 @@ from derm_rl.training import (
     main,
     merge_lora,
     prepare_unet,
+    process_state,
     save_checkpoint,
 )
 
@@ -290,7 +290,7 @@ def run(config: Config, progress: bool = True) -> Path:
         return folder
     pipe = load(config.require("03_finetune_stable_diffusion") / "pipeline")
     train(pipe, task_of(config), config.ddpo, folder, config.seed, progress=progress)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         save(pipe, folder / "pipeline")
         discard_checkpoint(folder / "checkpoint.pt")
         stamp(config, STAGE, epochs=config.ddpo.epochs)

@@ -102,6 +102,8 @@ def update(
         a = advantage[mine.repeat_interleave(per_image), k]
         size = settings.batch_size
         for i, j, weight in zip(image.split(size), k.split(size), a.split(size), strict=True):
+            if not len(i):  # this process has nothing to do, another one may have
+                continue
             loss, surrogate, *at = loss_of(policy, batch, i, j, weight)
             pull = output_gradient(loss, *at)
             accelerator.backward(loss.sum() / (len(part) * per_image))
