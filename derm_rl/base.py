@@ -145,9 +145,10 @@ def train_pipeline(recipe: dict, work: Path) -> None:
 
 def train_classifiers(recipe: dict, work: Path) -> None:
     """Train ``models/phantom-classifiers/<architecture>``, each on lesions of its own."""
+    if not process_state().is_main_process:
+        return
     settings = ClassifierConfig.model_validate(recipe["training"])
-    with process_state().main_process_first():
-        images, frame = training_images(recipe | {"decoys": settings.decoys}, work)
+    images, frame = training_images(recipe | {"decoys": settings.decoys}, work)
     base = pipeline.fingerprint(pipeline.load(FOLDER))
     belongs_to = identity("derm_rl.base", **recipe, base=base)
     file = work / f"redrawn_{belongs_to[:16]}.npy"

@@ -26,6 +26,7 @@ from derm_rl.settings import FinetuneConfig
 from derm_rl.training import (
     Callback,
     accelerator_of,
+    check_alike,
     cosine_learning_rate,
     denoising_target,
     discard_checkpoint,
@@ -119,7 +120,15 @@ def train(
         start=fingerprint(pipe),
     )
     accelerator = accelerator_of(settings.mixed_precision)
-    device, rank = accelerator.device, accelerator.process_index
+    device, rank, world = (
+        accelerator.device,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    if settings.batch_size % world:
+        raise ValueError(
+            f"finetune.batch_size={settings.batch_size} cannot be shared out to {world} processes"
+        )
     pipe.vae.requires_grad_(False).to(device)
     pipe.text_encoder.requires_grad_(train_text_encoder).to(device)
     parameters = prepare_unet(pipe.unet.to(device), settings.method, settings.lora_rank, seed)
@@ -140,7 +149,9 @@ def train(
             parameter.data.copy_(saved)
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
+        ema.to(device)
         rows, start = state["rows"], state["step"]
+    check_alike(start)
     unet, optimizer = accelerator.prepare(pipe.unet, optimizer)
     text_encoder = accelerator.prepare(pipe.text_encoder) if train_text_encoder else None
     unet.train()
@@ -163,17 +174,18 @@ def train(
         disable=not (progress and accelerator.is_main_process),
     )
     for step in bar:
-        random = generator(seed, "finetune", step, rank)
-        batch = settings.batch_size // accelerator.num_processes
+        # Every process draws the whole batch and takes its share: the images of one process.
+        random, batch = generator(seed, "finetune", step, 0), settings.batch_size
+        share = slice(rank, None, world)
         n = dataset.latents.shape[1]
         which = torch.randint(n, (batch,), generator=random)
         view = torch.randint(len(dataset.latents), (batch,), generator=random)
-        latents = dataset.latents[view, which].float().to(device)
+        latents = dataset.latents[view[share], which[share]].float().to(device)
         dropped = torch.rand(batch, generator=random) < settings.caption_dropout
-        caption = torch.where(dropped, 0, dataset.caption[which] + 1).to(device)
-        noise = torch.randn(latents.shape, generator=random).to(device)
+        caption = torch.where(dropped, 0, dataset.caption[which] + 1)[share].to(device)
+        noise = torch.randn(batch, *latents.shape[1:], generator=random)[share].to(device)
         timesteps = pipe.scheduler.config.num_train_timesteps
-        timestep = torch.randint(timesteps, (batch,), generator=random).to(device)
+        timestep = torch.randint(timesteps, (batch,), generator=random)[share].to(device)
 
         for group in optimizer.param_groups:
             group["lr"] = cosine_learning_rate(
@@ -186,9 +198,10 @@ def train(
         loss = denoising_loss(
             output, latents, noise, timestep, pipe.scheduler, settings.min_snr_gamma
         )
-        if not torch.isfinite(loss):
+        mean = accelerator.reduce(loss.detach(), "mean")
+        if not torch.isfinite(mean):
             raise FloatingPointError(
-                f"fine-tuning: loss is {loss.item()} at step {step}; lower finetune.learning_rate "
+                f"fine-tuning: loss is {mean.item()} at step {step}; lower finetune.learning_rate "
                 f"(now {settings.learning_rate:g})"
             )
         accelerator.backward(loss)
@@ -197,7 +210,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         ema.step(parameters)
 
-        rows.append({"step": step + 1, "loss": loss.item(), "grad_norm": float(norm)})
+        rows.append({"step": step + 1, "loss": mean.item(), "grad_norm": float(norm)})
         if callback:
             callback(rows[-1])
         if (step + 1) % 50 == 0:
@@ -232,7 +245,7 @@ def run(config: Config, progress: bool = True) -> Path:
     if launched(config, "derm_rl.finetune"):
         return folder
     training = data.load(config, "diffusion")
-    pipe = load(config.pipeline.base)
+    pipe = load(config.pipeline.base).to(process_state().device)  # where images are encoded
     set_image_size(pipe, config.image_size)
     views = 8 if config.image_size < 256 else 2  # every view is cached: large images are many
     captions = [prompts.render(finding) for finding in training.findings]

@@ -10,9 +10,11 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate.utils import convert_outputs_to_fp32, gather_object
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
@@ -44,8 +46,25 @@ def process_state() -> PartialState:
     """Which of how many processes this is. The first call of a process decides, so: always by this.
 
     Without being told, Accelerate takes the processes of `torchrun` on a CPU for separate runs.
+
+    Raises:
+        RuntimeError: they did not find each other. All would write the same files.
     """
-    return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
+    started = "LOCAL_RANK" in os.environ
+    state = PartialState(cpu=started and not torch.cuda.is_available())
+    wanted = int(os.environ["WORLD_SIZE"]) if started else state.num_processes
+    if state.num_processes != wanted:
+        raise RuntimeError(
+            f"{wanted} processes were started, {state.num_processes} found each other: on a CPU "
+            "call derm_rl.training.process_state() before Accelerate is used"
+        )
+    return state
+
+
+def check_alike(done: int) -> None:
+    """Raise RuntimeError if the processes of this run continue from different steps."""
+    if len(set(found := gather_object([done]))) > 1:
+        raise RuntimeError(f"the processes read different checkpoints, of steps {found}")
 
 
 def accelerator_of(mixed_precision: str) -> Accelerator:
@@ -54,7 +73,11 @@ def accelerator_of(mixed_precision: str) -> Accelerator:
     Accelerate keeps its settings for the life of the process, which in a notebook is long.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=usable_precision(mixed_precision, process_state().device))
+    device = process_state().device
+    accelerator = Accelerator(mixed_precision=usable_precision(mixed_precision, device))
+    if accelerator.scaler:  # it starts with the first loss, which this process may not have
+        accelerator.scaler.scale(torch.zeros((), device=device))
+    return accelerator
 
 
 def usable_precision(mixed_precision: str, device: torch.device) -> str:
@@ -83,30 +106,63 @@ def launched(config: Config, module: str) -> bool:
     (`accelerate launch --cpu --num_processes 2` starts one, and says nothing.) False, with nothing
     done, if the preset wants one process or this is one of those launched.
     """
-    if config.processes == 1 or LAUNCHED in os.environ:
+    if config.processes == 1 or LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
         return False
+    if 0 < (most := torch.cuda.device_count()) < config.processes:
+        raise ValueError(f"processes: {config.processes} need a GPU each, and there are {most}")
     command = [
         sys.executable, *in_processes(config.processes), "-m", module,
         config.name, str(config.data_root or ""), *config.overrides,
     ]  # fmt: skip
-    subprocess.run(command, check=True, cwd=paths.ROOT, env=os.environ | {LAUNCHED: "1"})
+    threads = str(max(1, (os.cpu_count() or 1) // config.processes))  # torchrun would say 1
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | {LAUNCHED: "1"}
+    with subprocess.Popen(command, cwd=paths.ROOT, env=environment) as started:
+        try:
+            code = started.wait()
+        except BaseException:
+            started.terminate()  # it ends its processes; killed at once, it would leave them
+            with suppress(subprocess.TimeoutExpired):
+                started.wait(40)
+            started.kill()
+            raise
+    if code:
+        raise RuntimeError(
+            f"{module} failed in one of {config.processes} processes: what went wrong is above, in "
+            "the output of the kernel or the command"
+        )
     return True
 
 
 def in_processes(count: int) -> list[str]:
     """Arguments of Python that run what follows in ``count`` processes of this machine."""
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    here = ["--standalone", "--local_addr", "127.0.0.1"]  # a host's own name may not resolve
+    return ["-m", "torch.distributed.run", *here, "--nproc_per_node", str(count)]
+
+
+def end_with_parent() -> None:
+    """From here on, this process ends when the one that started it is gone.
+
+    `torchrun` ends its processes unless it is killed; then they would go on, and write the same
+    checkpoint as the run that is started in their place.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(run: Callable[[Config], Path]) -> None:
     """Run a stage in one of the processes that :func:`launched` starts."""
     from derm_rl.config import load
 
+    end_with_parent()
     preset, data_root, *overrides = sys.argv[1:]
-    config = load(preset, overrides, data_root or None)
-    if (found := process_state().num_processes) != config.processes:
-        raise RuntimeError(f"processes: {config.processes} are wanted, {found} found each other")
-    run(config)
+    run(load(preset, overrides, data_root or None))
+    process_state().destroy_process_group()
 
 
 @contextmanager

@@ -123,8 +123,10 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
     assert not previous(tmp_path / "c/checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("rule", ["running", "even_images", "by step", "matching"])
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    [("running", "full"), ("even_images", "lora"), ("by step", "lora"), ("matching", "full")],
+)
 def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method, rule):
     """Also where there is an odd number of images, or nothing to do for the second process."""
     changes = {"method": method, "images_per_prompt": 3, "epochs": 3, "prompts_per_epoch": 3}
@@ -378,3 +380,41 @@ def test_both_trainings_of_a_preset_run_in_two_processes(runs, monkeypatch):
     log = read_csv(folder / "log.csv")
     assert len(log) == settings.ddpo.epochs + 1
     assert log["on_policy_deviation"].max() < 1e-3
+    losses = []
+    for used in (settings, config.load("smoke")):
+        if used is not settings:
+            reproduce.run(used, only="03")
+        stage = used.stage_dir("03_finetune_stable_diffusion")
+        losses.append(read_csv(stage / "log.csv")["loss"].to_numpy())
+    np.testing.assert_allclose(*losses, rtol=1e-4)  # two processes share the images of one
+
+
+PARENT = """
+import subprocess, sys
+child = "import time; from derm_rl import training; training.end_with_parent(); time.sleep(90)"
+running = subprocess.Popen([sys.executable, "-c", child])
+print(running.pid, flush=True)
+running.wait()
+"""
+
+
+def test_a_process_ends_with_the_one_that_started_it():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        deadline = time.monotonic() + 60
+        while not child.num_threads() > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)  # it watches
+        time.sleep(1)
+        parent.kill()
+        child.wait(30)
+    assert not child.is_running()
+
+
+def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch):
+    from derm_rl.training import process_state
+
+    process_state()  # of one process
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="2 processes were started, 1 found each other"):
+        process_state()

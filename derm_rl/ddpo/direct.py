@@ -33,6 +33,8 @@ def direct_update(
     policy.pipe.unet.train()
     for part in torch.arange(len(prompt)).chunk(settings.updates_per_epoch):
         for number in part[part % world == rank].split(settings.batch_size):
+            if not len(number):  # this process has nothing to do, another one may have
+                continue
             _, images = policy.roll_out(
                 prompt[number], number, seed, "direct", epoch, gradient_steps=settings.direct_steps
             )

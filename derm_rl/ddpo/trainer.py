@@ -36,6 +36,7 @@ from derm_rl.settings import DDPOConfig
 from derm_rl.training import (
     Callback,
     accelerator_of,
+    check_alike,
     cosine_learning_rate,
     discard_checkpoint,
     generator,
@@ -115,6 +116,8 @@ def train(
     checkpoint = folder / "checkpoint.pt"
     if saved := load_checkpoint(checkpoint, mine, list(state.state_dict())):
         state.load_state_dict(saved)
+        del saved
+    check_alike(len(state.rows))
     policy = Policy(pipe, accelerator, task, settings)
 
     done = len(state.rows)
@@ -220,6 +223,8 @@ def share_out(
         (B, …), in the order of ``prompt``, what ``PER_IMAGE`` names and the scores.
     """
     world, rank = policy.accelerator.num_processes, policy.accelerator.process_index
+    if len(prompt) < world:
+        raise ValueError(f"{len(prompt)} images cannot be shared out to {world} processes")
     number = torch.arange(len(prompt))[rank::world]
     batch = policy.sample(prompt[rank::world], number, *seeds)
     mine = on_host({name: getattr(batch, name) for name in PER_IMAGE} | batch.scores)
@@ -264,7 +269,8 @@ def task_of(config: Config) -> Task:
     vocabulary = data.vocabulary(config)
     findings = prompts.all_prompts(vocabulary.diagnoses, vocabulary.artifacts)
     folder = config.require("02_reward_classifier")
-    paid, judge = classifier.load(folder / "reward"), classifier.load(folder / "judge")
+    device = process_state().device
+    paid, judge = (classifier.load(folder / name, device) for name in ("reward", "judge"))
     names = paid.label_names
     files = [dependencies.files_under(folder / name) for name in ("reward", "judge")]
     return Task(

@@ -60,6 +60,7 @@ class State:
             parameter.data.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.accelerator.device)
         self.statistics.load_state_dict(state["statistics"])
         if state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
