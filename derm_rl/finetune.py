@@ -120,11 +120,8 @@ def train(
         start=fingerprint(pipe),
     )
     accelerator = accelerator_of(settings.mixed_precision)
-    device, rank, world = (
-        accelerator.device,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    device = accelerator.device
+    rank, world = accelerator.process_index, accelerator.num_processes
     if settings.batch_size % world:
         raise ValueError(
             f"finetune.batch_size={settings.batch_size} cannot be shared out to {world} processes"

@@ -34,7 +34,7 @@ from derm_rl.io import atomic_path, cannot_read, set_aside
 if TYPE_CHECKING:
     from derm_rl.config import Config
 
-LAUNCHED = "DERM_RL_LAUNCHED"  # in the environment of the processes that train together
+STARTED = "LOCAL_RANK"  # in the environment of what `torchrun` starts
 
 # Linear and convolutional layers that get adapters, by the end of their name.
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # the attention projections, as in the paper
@@ -50,7 +50,7 @@ def process_state() -> PartialState:
     Raises:
         RuntimeError: they did not find each other. All would write the same files.
     """
-    started = "LOCAL_RANK" in os.environ
+    started = STARTED in os.environ
     state = PartialState(cpu=started and not torch.cuda.is_available())
     wanted = int(os.environ["WORLD_SIZE"]) if started else state.num_processes
     if state.num_processes != wanted:
@@ -106,7 +106,7 @@ def launched(config: Config, module: str) -> bool:
     (`accelerate launch --cpu --num_processes 2` starts one, and says nothing.) False, with nothing
     done, if the preset wants one process or this is one of those launched.
     """
-    if config.processes == 1 or LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
+    if config.processes == 1 or STARTED in os.environ:
         return False
     if 0 < (most := torch.cuda.device_count()) < config.processes:
         raise ValueError(f"processes: {config.processes} need a GPU each, and there are {most}")
@@ -115,7 +115,7 @@ def launched(config: Config, module: str) -> bool:
         config.name, str(config.data_root or ""), *config.overrides,
     ]  # fmt: skip
     threads = str(max(1, (os.cpu_count() or 1) // config.processes))  # torchrun would say 1
-    environment = {"OMP_NUM_THREADS": threads} | os.environ | {LAUNCHED: "1"}
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
     with subprocess.Popen(command, cwd=paths.ROOT, env=environment) as started:
         try:
             code = started.wait()
