@@ -154,8 +154,8 @@ def mask(text: str) -> str:
 def _secrets() -> tuple[str, ...]:
     """All values that are keys now, the longest first: one may be the beginning of another."""
     found, named = set(_values), os.environ.get(_VARIABLE_OF_KEYS, "").split()
-    for name, value in os.environ.items():
-        value = value.strip()
+    for name in list(os.environ):  # not items(): another thread may remove a variable meanwhile
+        value = os.environ.get(name, "").strip()
         if len(value) < _SHORTEST:
             continue
         choice = _WORDS.fullmatch(value) and not _SURELY.search(name)

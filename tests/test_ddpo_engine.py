@@ -142,9 +142,13 @@ def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method,
     assert [read_json(tmp_path / n / "processes.json") for n in "12"] == [1, 2]
     one, other = (load_file(tmp_path / n / "weights.safetensors") for n in "12")
     base = dict(pipeline.load(tiny_pipeline_folder).unet.named_parameters())
-    moved = max((one[n] - base[n]).abs().max().item() for n in one)
-    apart = max((one[n] - other[n]).abs().max().item() for n in one)
-    assert moved > 1e-4 and apart < moved / 50
+
+    # Over all weights: where a gradient is zero but for rounding, Adam makes a whole step of it.
+    def distance(left, right):
+        return torch.cat([(left[n] - right[n]).flatten() for n in one]).norm().item()
+
+    moved, apart = distance(one, base), distance(one, other)
+    assert moved > 1e-2 and apart < moved / 50, (moved, apart)
     logs = [read_csv(tmp_path / n / "log.csv") for n in "12"]
     assert logs[0]["skipped_images"].equals(logs[1]["skipped_images"])
     for name in ("reward", "eval_reward", "judge_brightness"):
