@@ -143,12 +143,12 @@ def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method,
     one, other = (load_file(tmp_path / n / "weights.safetensors") for n in "12")
     base = dict(pipeline.load(tiny_pipeline_folder).unet.named_parameters())
 
-    # Over all weights: where a gradient is zero but for rounding, Adam makes a whole step of it.
-    def distance(left, right):
-        return torch.cat([(left[n] - right[n]).flatten() for n in one]).norm().item()
+    def flat(named):
+        return torch.cat([named[n].detach().flatten() for n in one])
 
-    moved, apart = distance(one, base), distance(one, other)
-    assert moved > 1e-2 and apart < moved / 50, (moved, apart)
+    # Over all weights: where a gradient is zero but for rounding, Adam makes a whole step of it.
+    moved, apart = ((flat(one) - flat(end)).norm().item() for end in (base, other))
+    assert moved > 1e-2 and apart < moved / 200, (moved, apart)
     logs = [read_csv(tmp_path / n / "log.csv") for n in "12"]
     assert logs[0]["skipped_images"].equals(logs[1]["skipped_images"])
     for name in ("reward", "eval_reward", "judge_brightness"):
