@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +283,17 @@ def save(pipe: StableDiffusionPipeline, folder: str | Path) -> Path:
     with atomic_dir(Path(folder)) as temporary, quietly():
         pipe.save_pretrained(temporary, safe_serialization=True)
     return Path(folder)
+
+
+def interpolate(
+    pipe: StableDiffusionPipeline, start: Mapping[str, Tensor], end: Mapping[str, Tensor], by: float
+) -> None:
+    """Give the UNet the weights start + ``by`` · (end - start), of two of its ``state_dict()``.
+
+    After an adapter was merged, this is what scaling it by ``by`` would have been; and it is
+    defined for full training too. Above 1 it goes on where training ended.
+    """
+    pipe.unet.load_state_dict({k: torch.lerp(start[k], end[k], by) for k in start})
 
 
 def image_size(pipe: StableDiffusionPipeline) -> int:

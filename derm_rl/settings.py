@@ -283,7 +283,10 @@ class AlignmentConfig(Section):
     inference_steps: int = count("denoising steps")
     eta: float = fraction("stochasticity of DDIM")
     guidance_scales: list[float] = Field(min_length=1, description="each model uses its best")
-    guidance_images_per_prompt: int = count("images for choosing the guidance scale")
+    adapter_scales: list[Annotated[float, Field(ge=0)]] = Field(
+        description="of RL, tried beside 1; it uses the least that is as good as any"
+    )
+    front_images_per_prompt: int = count("images for choosing the scales, of each pair of them")
     batch_size: int = count("images in one pass")
     bootstrap: int = count("bootstrap resamples for each interval", 100)
     seed: int = count("seed of the noise of the images", 0)

@@ -109,7 +109,7 @@ def pipe():
 
 def images(pipe, findings=FINDINGS[:3], n=2, seed=0, **changes):
     changes = {"inference_steps": 3, "guidance_scale": 2.0, "size": 16} | changes
-    return alignment.generate(pipe, findings, n, seed, **changes)
+    return generation.generate(pipe, findings, n, seed, **changes)
 
 
 def test_images_are_uint8_in_the_order_of_the_findings(pipe):
@@ -176,8 +176,7 @@ def test_interrupted_generation_continues_and_a_finished_one_is_kept(pipe, tmp_p
     assert np.array_equal(np.load(out), whole)
     images(pipe, batch_size=2, out=out, seed=5)  # other noise: nothing of the old file is used
     assert len(calls) == 7
-    generation.discard(out)
-    assert not list(tmp_path.iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images.npy", "images.progress.json"]
 
 
 def test_values_that_are_not_finite_are_an_error_not_a_black_image(pipe, monkeypatch):
@@ -216,21 +215,18 @@ def test_the_autoencoder_table_says_what_the_judge_finds_before_and_after():
     assert table["reconstruction"].tolist() == [0] * 10 + [1] * 30
 
 
-def test_best_guidance_maximizes_apr_and_prefers_the_smaller_of_equals(monkeypatch):
-    wanted = alignment.wanted_labels(FINDINGS, 4, NAMES)
+def test_the_best_guidance_has_the_highest_apr_and_is_the_smaller_of_equals():
+    table = pd.DataFrame({"guidance_scale": [3.0, 1.0, 2.0], "apr": [0.9, 0.6, 0.9]})
+    assert alignment.best_guidance(table) == 2.0
 
-    def generate(pipeline, findings, n, seed, guidance_scale, out, **settings):
-        labels = wanted.copy()
-        if guidance_scale == 1.0:
-            labels[:9, 0] = 1 - labels[:9, 0]
-        return paint(labels)
 
-    monkeypatch.setattr(alignment, "generate", generate)
-    scale, table = alignment.best_guidance(None, Judge(), FINDINGS, 4, 0, [3.0, 1.0, 2.0])
-    assert scale == 2.0
-    assert table["guidance_scale"].tolist() == [1.0, 2.0, 3.0]
-    assert table["apr"].tolist() == pytest.approx([1 - 9 / 32, 1, 1])
-    assert table["chosen"].tolist() == [False, True, False]
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [([0.5, 0.7, 0.75, 0.74], 0.75), ([0.5, 0.72, 0.75, 0.74], 0.5), ([0.5, 0.6, 0.7, 0.8], 1.2)],
+)
+def test_the_least_adapter_scale_within_a_standard_error_is_chosen(rates, expected):
+    table = pd.DataFrame({"adapter_scale": [0.25, 0.5, 0.75, 1.2], "apr": rates, "n": 128})
+    assert alignment.least_change(table) == expected  # a standard error of 0.75 is 0.038
 
 
 def test_wanted_labels_and_prompt_ids_agree_with_the_order_of_generation():
@@ -273,7 +269,7 @@ def stage(pipe, tmp_path, monkeypatch):
         stage_dir=lambda name: tmp_path / name,
         alignment=SimpleNamespace(
             images_per_prompt=2, inference_steps=2, eta=1.0, guidance_scales=[1.0, 2.0],
-            guidance_images_per_prompt=1, batch_size=8, bootstrap=50, seed=0,
+            adapter_scales=[0.5], front_images_per_prompt=1, batch_size=8, bootstrap=50, seed=0,
             mixed_precision="no",
         ),
     )  # fmt: skip
@@ -283,7 +279,9 @@ def stage(pipe, tmp_path, monkeypatch):
 def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, capsys):
     config, recorded = stage
     folder = alignment_stage.run(config, progress=False)
-    assert sorted(p.name for p in folder.glob("*.npy")) == ["images_rl.npy", "images_stage1.npy"]
+    points = [f"rl_{point}" for point in ("1_0.5", "1_1", "2_1")] + ["stage1_1_0", "stage1_2_0"]
+    names = [f"front_{point}.npy" for point in points] + ["images_rl.npy", "images_stage1.npy"]
+    assert sorted(p.name for p in folder.glob("*.npy")) == names
     stage1, rl = (np.load(folder / f"images_{model}.npy") for model in ("stage1", "rl"))
     assert stage1.shape == rl.shape == (16, 16, 16, 3)
     samples = pd.read_csv(folder / "samples.csv")
@@ -310,8 +308,11 @@ def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, cap
     for name in ("apr.rl", "diagnosis.stage1", "apr_diagnosis.gain", "recall.ink.rl"):
         assert f"alignment.{name}" in recorded
     assert recorded["alignment.reward_judge_gap.rl"]["value"] == 0
-    guidance = pd.read_csv(folder / "guidance.csv")
-    assert guidance.groupby("model")["chosen"].sum().tolist() == [1, 1]
+    front = pd.read_csv(folder / "front.csv").set_index("model")
+    assert front["chosen"].groupby("model").sum().tolist() == [1, 1]
+    assert front.loc["stage1", "adapter_scale"].tolist() == [0, 0]
+    assert front.loc["rl", "adapter_scale"].tolist() == [1, 1, 0.5]
+    assert front.loc["rl", "panel_apr"].nunique() == 1  # the two pipelines are the same
     assert len(pd.read_csv(folder / "per_prompt.csv")) == 24
     assert "apr" in capsys.readouterr().out
 

@@ -150,7 +150,8 @@ def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method,
     moved, apart = ((flat(one) - flat(end)).norm().item() for end in (base, other))
     assert moved > 1e-2 and apart < moved / 200, (moved, apart)
     logs = [read_csv(tmp_path / n / "log.csv") for n in "12"]
-    assert logs[0]["skipped_images"].equals(logs[1]["skipped_images"])
+    for name in ("skipped_images", "unet_passes"):
+        assert logs[0][name].equals(logs[1][name])
     for name in ("reward", "eval_reward", "judge_brightness"):
         np.testing.assert_allclose(logs[0][name], logs[1][name], atol=1e-4)
 
@@ -167,6 +168,34 @@ def test_an_image_depends_on_its_number_alone(tiny_pipeline_folder):
     torch.testing.assert_close(whole.latents[1::2], parts.latents, rtol=0, atol=1e-5)
     other = policies[0].sample(prompt, number, "seed", 2)
     assert (other.latents - whole.latents).abs().max() > 1
+
+
+def test_images_of_a_prompt_are_noised_alike_and_others_not(tiny_pipeline_folder):
+    settings = settings_of(objective="awm", noised_timesteps=3)
+    policy = Policy(pipeline.load(tiny_pipeline_folder), accelerator_of("no"), task_of(), settings)
+    policy.for_epoch(0, 0)
+    noised = policy.sample(torch.tensor([0, 0, 1]), torch.arange(3), "seed", 1).noised
+    assert torch.equal(noised.timestep[0], noised.timestep[1])
+    assert not torch.equal(noised.timestep[0], noised.timestep[2])
+    images = policy.sample(torch.tensor([0, 0, 1]), torch.arange(3), "seed", 1).latents[:, -1]
+    scheduler, t = policy.pipe.scheduler, noised.timestep
+    signal = scheduler.alphas_cumprod[t].sqrt().float()[..., None, None, None]
+    noise = noised.latents - signal * images[:, None]  # times a factor of t alone
+    torch.testing.assert_close(noise[0], noise[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained_once"),
+    [({}, 3 * 2 * 3), ({"objective": "nft"}, 2 * 3), ({"kl_weight": 0.1}, 3 * 2 * (3 + 1))],
+)
+def test_passes_through_the_unet_are_counted(tiny_pipeline_folder, tmp_path, changes, trained_once):
+    """Of 4 steps, each with and without prompt, the last has no noise; a backward pass is two."""
+    settings = {"guidance_scales": [2.0], "method": "lora", "epochs": 2} | changes
+    log = train(tiny_pipeline_folder, tmp_path, **settings)[1].dropna(subset="unet_passes")
+    matched = changes.get("objective") == "nft"  # which trains on images without advantage too
+    trained = 16 - (log["skipped_images"] * (not matched))
+    drawn = 4 * 2 + (2 if matched else 0)
+    assert log["unet_passes"].tolist() == (16 * drawn + trained * trained_once).tolist()
 
 
 def test_what_is_not_finite_is_skipped_counted_and_in_the_end_stops_the_run(

@@ -178,3 +178,24 @@ def test_fresh_phantoms_are_as_many_of_each_prompt_and_none_twice(monkeypatch):
     assert texts == sorted(TOLD[16:24]) and lesions is None
     both = np.concatenate([shown["reference"], shown["held_out"]]).reshape(16, -1)
     assert len(np.unique(both, axis=0)) == 16
+
+
+def test_a_point_of_the_front_has_as_many_images_of_each_prompt_as_the_reference_it_meets():
+    made = np.repeat(["a", "b", "c"], 8)  # stage 05's images
+    few, of = quality_stage._few(made, ["a", "b", "b", "b", "b"], 3)  # c: no real image
+    assert few.tolist() == [0, 3, 4, 5]  # of 3 images each: the first of a, all of b
+    assert of.tolist() == [0, 1, 2, 3]
+
+
+def test_the_front_falls_where_a_point_collapses():
+    random = np.random.default_rng(0)
+    reference = random.normal(size=(60, 4))
+    at = {
+        ("rl", 1.0, 1.0): random.normal(size=(60, 4)),
+        ("rl", 4.0, 1.0): 0.05 * random.normal(size=(60, 4)),
+    }
+    table = quality_stage._front("judge", reference, at, 200, 0, None).set_index("guidance_scale")
+    assert table.loc[4.0, "coverage"] < 0.5 < table.loc[1.0, "coverage"]
+    assert table.loc[4.0, "precision"] == 1
+    assert (table["coverage_low"] <= table["coverage"]).all()
+    assert (table["coverage"] <= table["coverage_high"]).all()

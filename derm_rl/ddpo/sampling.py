@@ -69,6 +69,7 @@ class Policy:
         self.guidance_scale: float
         self.judges_steps: bool  # whether samples come with the values of their steps
         self.noises_anew: bool  # whether they come with their noised selves
+        self.passes = 0  # of single images through the UNet; a backward one counts as two more
         self.for_evaluation()
 
     def for_evaluation(self) -> None:
@@ -100,6 +101,7 @@ class Policy:
         return self.settings.noised_timesteps if self.noises_anew else len(self.steps)
 
     def denoise(self, latents: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+        self.passes += len(latents) * (3 if torch.is_grad_enabled() else 1)
         with self.accelerator.autocast():
             return self.pipe.unet(latents, timestep, embeds, return_dict=False)[0]
 
@@ -130,13 +132,15 @@ class Policy:
         return path, self.decode(path.latents[:, -1].float())
 
     @torch.no_grad()
-    def noise_anew(
-        self, path: Trajectory, prompt: Tensor, number: Tensor, *seeds: int | str
-    ) -> Noised:
-        """The finished latents at some timesteps, and the model's output there."""
+    def noise_anew(self, path: Trajectory, prompt: Tensor, *seeds: int | str) -> Noised:
+        """The finished latents at some timesteps, and the model's output there.
+
+        Images of one prompt share timesteps and noise: advantages of a prompt sum to zero, so what
+        the noise asks of all of them alike cancels, and what tells them apart remains.
+        """
         latents, count, randoms = path.latents[:, -1].float(), self.settings.noised_timesteps, []
-        for n in number:
-            random = generator(*seeds, "noised", int(n))
+        for p in prompt:
+            random = generator(*seeds, "noised", int(p))
             u = torch.rand(count, generator=random)
             randoms.append((u, torch.randn(count, *self.shape, generator=random)))
         u, noise = (torch.stack(each).to(latents.device) for each in zip(*randoms, strict=True))
@@ -192,7 +196,7 @@ class Policy:
             parts = []
             for ids, numbers in zip(prompt.split(size), number.split(size), strict=True):
                 path, images = self.roll_out(ids, numbers, *seeds)
-                noised = self.noise_anew(path, ids, numbers, *seeds) if self.noises_anew else None
+                noised = self.noise_anew(path, ids, *seeds) if self.noises_anew else None
                 drawn = (ids, path, images, noised)
                 if self.settings.background_reward:
                     parts.append(pool.submit(finish, *drawn))

@@ -141,7 +141,7 @@ def train(
             if sound_alarm(row, policy) and settings.alarm.stop:
                 break
 
-        began = time.perf_counter()
+        began, policy.passes = time.perf_counter(), 0
         policy.for_epoch(epoch, seed)
         row["guidance_scale"] = policy.guidance_scale
         every = epoch_prompts(len(task.texts), settings, seed, epoch)
@@ -153,6 +153,8 @@ def train(
             sampled = time.perf_counter()
             row |= policy_gradient(policy, batch, shared, every, state, seed, epoch)
         check_failures(state, settings.max_failures, folder)
+        passes = torch.tensor(policy.passes, device=accelerator.device)
+        row["unet_passes"] = int(accelerator.reduce(passes, "sum"))
         state.rows.append(row)
 
         updated = time.perf_counter()

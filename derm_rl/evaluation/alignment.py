@@ -12,17 +12,14 @@ prompt's. It ignores the diagnosis, so every table here also has the APR with th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from diffusers import StableDiffusionPipeline
 
 from derm_rl import prompts
 from derm_rl.classifier.model import LabelClassifier
 from derm_rl.evaluation import bootstrap
 from derm_rl.evaluation.bootstrap import Interval
-from derm_rl.evaluation.generation import discard, generate
 
 MEASURES = ("apr", "apr_diagnosis", "diagnosis", "labels")
 
@@ -168,48 +165,21 @@ def autoencoder_table(
     )
 
 
-def best_guidance(
-    pipeline: StableDiffusionPipeline,
-    classifier: LabelClassifier,
-    findings: Sequence[prompts.Finding],
-    images_per_prompt: int,
-    seed: int,
-    scales: Sequence[float],
-    out: str | Path | None = None,
-    resamples: int = 1000,
-    **settings,
-) -> tuple[float, pd.DataFrame]:
-    """Guidance scale with the best APR on a sample of its own; of equals, the smallest.
+def best_guidance(table: pd.DataFrame) -> float:
+    """Guidance scale of the highest ``apr`` in a table of scales; of equals, the smallest."""
+    table = table.sort_values("guidance_scale")
+    return float(table["guidance_scale"].iloc[table["apr"].argmax()])
 
-    Args:
-        classifier: the one that RL is rewarded by; what measures later must not choose.
-        seed: must differ from the seed of the images measured later, or the choice is too rosy.
-        out: file for the images while they are made (see :func:`generate`); removed afterwards.
-        settings: further arguments of :func:`generate`.
 
-    Returns:
-        The scale, and a table: guidance_scale, n, each of ``MEASURES`` with bounds, chosen.
+def least_change(table: pd.DataFrame) -> float:
+    """Adapter scale: the smallest whose ``apr`` is within one standard error of the highest.
+
+    The one-standard-error rule (Breiman et al. 1984): of models that cannot be told apart, the one
+    that has moved least from where it started.
     """
-    names = classifier.label_names
-    wanted = wanted_labels(findings, images_per_prompt, names)
-    texts = prompt_ids(findings, images_per_prompt)
-    rows = []
-    for scale in sorted(set(scales)):
-        file = None if out is None else Path(out).with_suffix(f".{scale:g}.npy")
-        images = generate(
-            pipeline, findings, images_per_prompt, seed, guidance_scale=scale, out=file, **settings
-        )
-        correct = matches(classifier.predict(images), wanted, names)
-        row = {"guidance_scale": scale, "n": len(images)}
-        for measure in MEASURES:
-            row |= bootstrap.columns(measure, rate(correct[measure], texts, resamples, seed))
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    best = float(table["guidance_scale"][table["apr"].argmax()])
-    table["chosen"] = table["guidance_scale"] == best
-    for scale in table["guidance_scale"] if out is not None else ():
-        discard(Path(out).with_suffix(f".{scale:g}.npy"))
-    return best, table
+    best = table.iloc[table["apr"].argmax()]
+    error = np.sqrt(best["apr"] * (1 - best["apr"]) / best["n"])
+    return float(table.loc[table["apr"] >= best["apr"] - error, "adapter_scale"].min())
 
 
 def wanted_labels(

@@ -1,15 +1,17 @@
 """Stage 05: the same prompts and noise before and after RL, graded by a panel.
 
-Each pipeline runs at the guidance scale that suits it best on a small sample of other seeds, by the
-reward classifier: nothing is chosen by what measures afterwards. Files:
+Each pipeline runs at the guidance scale that suits it best on a small sample of other seeds, and
+RL's at the least adapter scale that is as good there, both by the reward classifier: nothing is
+chosen by what measures afterwards. Files:
 
 - ``images_stage1.npy``, ``images_rl.npy``: all images, uint8, prompts in their fixed order.
 - ``samples.csv``: one row per image: what was wanted, what judge, reward and rules saw. Its
   third ``model``, ``truth``, are images that show what they should without any doubt: what the
   judge says of these is the most that a model can reach, short of drawing for the judge.
-- ``per_prompt.csv``, ``attributes.csv``, ``guidance.csv``: tables of
-  :mod:`derm_rl.evaluation.alignment` with a column ``model``, by the judge (by the reward
-  classifier the last); ``per_prompt.csv`` also has the APR by the rules and by the panel.
+- ``per_prompt.csv``, ``attributes.csv``: tables of :mod:`derm_rl.evaluation.alignment` with a
+  column ``model``, by the judge; ``per_prompt.csv`` also has the APR by the rules and by the panel.
+- ``front.csv``: what each guidance scale and adapter scale gives, by the reward classifier, and by
+  the panel (``panel_apr``), which has no say in the choice; its images are ``front_*.npy``.
 - ``panel.csv``: :func:`derm_rl.evaluation.panel.table`, by judge, rules and both.
 """
 
@@ -26,7 +28,7 @@ import torch
 
 from derm_rl import classifier, data, pipeline, prompts, provenance
 from derm_rl.classifier.model import LabelClassifier
-from derm_rl.evaluation import alignment, panel
+from derm_rl.evaluation import alignment, bootstrap, panel
 from derm_rl.evaluation.bootstrap import Interval
 from derm_rl.evaluation.generation import generate, image_seed
 from derm_rl.io import write_csv
@@ -52,16 +54,17 @@ def run(config: Config, progress: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
 
     scales, samples = [], []
+    unets = {m: pipeline.load(f).to(device).unet.state_dict() for m, f in sources.items()}
     for model, source in sources.items():
         pipe = pipeline.load(source).to(device)
-        found = _measure(config, model, pipe, judge, reward, findings, folder, progress)
+        found = _measure(config, model, pipe, unets, judge, reward, findings, folder, progress)
         scales.append(found[0])
         samples.append(found[1])
     samples.append(_truth(config, judge, reward, findings))
     samples = pd.concat(samples, ignore_index=True)
     tables = {
         "samples": samples,
-        "guidance": pd.concat(scales, ignore_index=True),
+        "front": pd.concat(scales, ignore_index=True),
         "per_prompt": _per_model(samples, alignment.prompt_table, config).merge(
             panel.by_prompt(samples), on=["model", "prompt"]
         ),
@@ -81,7 +84,7 @@ def run(config: Config, progress: bool = True) -> Path:
         },
     )
     provenance.stamp(config, STAGE, images=len(samples))
-    _summarize(metrics, tables["guidance"])
+    _summarize(metrics, tables["front"])
     return folder
 
 
@@ -100,13 +103,14 @@ def _measure(
     config: Config,
     model: str,
     pipe: pipeline.StableDiffusionPipeline,
+    unets: dict[str, dict[str, torch.Tensor]],
     judge: LabelClassifier,
     reward: LabelClassifier,
     findings: Sequence[prompts.Finding],
     folder: Path,
     progress: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Guidance table and samples table of one pipeline."""
+    """Front and samples table of one pipeline, the latter at the point chosen on the former."""
     settings = config.alignment
     common = {
         "inference_steps": settings.inference_steps,
@@ -116,18 +120,34 @@ def _measure(
         "mixed_precision": settings.mixed_precision,
         "progress": progress,
     }
-    scale, table = alignment.best_guidance(
-        pipe,
-        reward,
-        findings,
-        settings.guidance_images_per_prompt,
-        settings.seed + 1,  # other noise than that of the images measured below
-        settings.guidance_scales,
-        out=folder / f"guidance_{model}.npy",
-        resamples=settings.bootstrap,
-        **common,
-    )
-    table.insert(0, "model", model)
+
+    def point(guidance: float, adapter: float) -> dict:
+        pipeline.interpolate(pipe, unets["stage1"], unets["rl"], adapter)
+        n = settings.front_images_per_prompt
+        out = folder / front_file(model, guidance, adapter)
+        # Other noise than that of the images measured below.
+        images = generate(
+            pipe, findings, n, settings.seed + 1, guidance_scale=guidance, out=out, **common
+        )
+        part = _graded(model, images, findings, n, judge, reward)
+        a, names = arrays(part)
+        correct = alignment.matches(a["reward"], a["wanted"], names)
+        correct["panel_apr"] = panel.hits(part)["panel"].astype(float)
+        row = {"model": model, "guidance_scale": guidance, "adapter_scale": adapter, "n": len(part)}
+        for measure in correct:
+            found = alignment.rate(correct[measure], part["prompt"], settings.bootstrap)
+            row |= bootstrap.columns(measure, found)
+        return row
+
+    adapter = float(model == "rl")  # stage 1 is RL's pipeline without its adapter
+    table = pd.DataFrame([point(g, adapter) for g in sorted(set(settings.guidance_scales))])
+    scale = alignment.best_guidance(table)
+    if adapter:
+        others = sorted(set(settings.adapter_scales) - {adapter})
+        table = pd.concat([table, pd.DataFrame([point(scale, a) for a in others])])
+        adapter = alignment.least_change(table[table["guidance_scale"] == scale])
+    table["chosen"] = (table["guidance_scale"] == scale) & (table["adapter_scale"] == adapter)
+    pipeline.interpolate(pipe, unets["stage1"], unets["rl"], adapter)
     n = settings.images_per_prompt
     out = folder / f"images_{model}.npy"
     images = generate(pipe, findings, n, settings.seed, guidance_scale=scale, out=out, **common)
@@ -136,7 +156,13 @@ def _measure(
     found = [image_seed(settings.seed, text, i) for text, i in seeds]
     samples.insert(3, "image_seed", pd.array(found, "Int64"))  # also exact beside missing ones
     samples.insert(4, "guidance_scale", scale)
+    samples.insert(5, "adapter_scale", adapter)
     return table, samples
+
+
+def front_file(model: str, guidance: float, adapter: float) -> str:
+    """Name of the images of one point of the front."""
+    return f"front_{model}_{guidance:g}_{adapter:g}.npy"
 
 
 def _truth(
@@ -243,9 +269,11 @@ def headline(
     return out
 
 
-def _summarize(metrics: dict[str, Interval], guidance: pd.DataFrame) -> None:
-    chosen = guidance[guidance["chosen"]].set_index("model")["guidance_scale"]
-    print("guidance " + ", ".join(f"{model} {scale:g}" for model, scale in chosen.items()))
+def _summarize(metrics: dict[str, Interval], front: pd.DataFrame) -> None:
+    chosen = front[front["chosen"]].set_index("model")
+    for name in ("guidance_scale", "adapter_scale"):
+        scales = ", ".join(f"{model} {scale:g}" for model, scale in chosen[name].items())
+        print(f"{name.replace('_', ' ')}: {scales}")
     names = ["panel.apr", "panel.rules.apr"]
     names += [f"alignment.{measure}" for measure in (*alignment.MEASURES, "reward_judge_gap")]
     for name in names:

@@ -93,12 +93,6 @@ def image_seed(seed: int, text: str, index: int) -> int:
     return training.generator("image", seed, text, index).initial_seed()
 
 
-def discard(out: str | Path) -> None:
-    """Remove the file of a call with ``out`` and what belongs to it."""
-    for path in (Path(out), _partial(Path(out)), _progress(Path(out))):
-        path.unlink(missing_ok=True)
-
-
 def _partial(out: Path) -> Path:
     return out.with_suffix(".partial.npy")
 

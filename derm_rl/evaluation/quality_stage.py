@@ -7,7 +7,8 @@ the real test split (by lesion); there, a prompt counts with as many images as b
 
 Files: ``quality.csv`` (every measure of every set, in each feature space, of all images and by
 diagnosis), ``prompts.csv`` (within a prompt), ``images.csv`` (which images lie among the reference,
-and which of the reference are covered), ``reference.npy``, ``held_out.npy``.
+and which of the reference are covered), ``front.csv`` (precision and coverage at each guidance and
+adapter scale that stage 05 tried, beside its APR there), ``reference.npy``, ``held_out.npy``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from derm_rl import classifier, data, prompts, provenance
 from derm_rl.evaluation import bootstrap, features, quality
-from derm_rl.evaluation.alignment_stage import MODELS
+from derm_rl.evaluation.alignment_stage import MODELS, front_file
 from derm_rl.evaluation.bootstrap import Interval
 from derm_rl.evaluation.quality import Neighbours
 from derm_rl.io import atomic_path, read_csv, write_csv
@@ -38,6 +39,7 @@ MOST = 64  # images of a prompt in each set: distances between all of 4,000 imag
 ALIKE = 8  # images of a prompt whose perceptual distances are measured: 28 pairs
 BLOCK = 128  # images between two moves of the progress bar
 OTHERS = ("reference", "held_out")
+POINT = ("model", "guidance_scale", "adapter_scale")
 OF_REFERENCE = ("recall", "coverage")  # these say something of each real image, the others not
 
 
@@ -69,24 +71,36 @@ def run(config: Config, progress: bool = True) -> Path:
         "judge": judge.features,
         "imagenet": lambda images: features.imagenet(images, device=device),
     }
+    points = read_csv(source / "front.csv")
+    few, of_reference = _few(made, texts, config.alignment.front_images_per_prompt)
+    files = points[list(POINT)].itertuples(index=False, name=None)
+    fronts = {point: np.load(source / front_file(*point), mmap_mode="r")[few] for point in files}
     n, seed, parts = config.alignment.bootstrap, config.seed, []
     for space, embed in spaces.items():
         found = {}
-        for name, images in sets.items():
+        for name, images in (sets | fronts).items():
+            what = (
+                name if isinstance(name, str) else "{} at guidance {:g}, adapter {:g}".format(*name)
+            )
             bar = tqdm(
-                range(0, len(images), BLOCK), desc=f"{space} features of {name}", unit="block",
+                range(0, len(images), BLOCK), desc=f"{space} features of {what}", unit="block",
                 mininterval=1, disable=None if progress else True,
             )  # fmt: skip
             found[name] = np.concatenate([embed(images[i : i + BLOCK]) for i in bar])
         # The judge's channels differ in scale by a hundred; ImageNet's are left as FID has them.
         if space == "judge":
             found = {k: quality.standardized(x, found["reference"]) for k, x in found.items()}
+        at = {point: found.pop(point) for point in fronts}
+        at["held_out", np.nan, np.nan] = found["held_out"][of_reference]
+        groups = None if lesions is None else lesions[of_reference]
         parts.append(measured(space, found, texts, n, seed, lesions, rows))
+        parts[-1]["front"] = _front(space, found["reference"][of_reference], at, n, seed, groups)
     parts.append(_perceptual(sets, texts, device, n, seed))
     tables = {
         name: pd.concat([part[name] for part in parts if name in part], ignore_index=True)
-        for name in ("quality", "prompts", "images")
+        for name in ("quality", "prompts", "images", "front")
     }
+    tables["front"] = tables["front"].merge(points, how="left", on=list(POINT))
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     metrics = headline(tables["quality"])
@@ -133,6 +147,43 @@ def _others(
     ]
     sets = {name: np.asarray(test.images[r]) for name, r in zip(OTHERS, rows, strict=True)}
     return sets, texts, test.lesion_ids[rows[0]]
+
+
+def _few(made: np.ndarray, texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a point of the front, and rows of the reference: as many of each prompt in both.
+
+    Args:
+        made: prompts of stage 05's images, all of one prompt in a row.
+        texts: prompt of each image of the reference.
+        n: images of each prompt at a point of the front.
+    """
+    few, of_reference = [], []
+    for k, text in enumerate(dict.fromkeys(made.tolist())):
+        at = np.flatnonzero(np.asarray(texts) == text)[:n]
+        few.append(k * n + np.arange(len(at)))
+        of_reference.append(at)
+    return np.concatenate(few), np.concatenate(of_reference)
+
+
+def _front(
+    space: str,
+    reference: np.ndarray,
+    at: dict[tuple, np.ndarray],
+    n: int,
+    seed: int,
+    lesions: np.ndarray | None,
+) -> pd.DataFrame:
+    """Precision and coverage of features ``at`` each point, with the bounds of few images."""
+    rows = []
+    for point, generated in at.items():
+        near = quality.neighbours(reference, generated, K)
+        row = dict(zip(POINT, point, strict=True)) | {"features": space}
+        for measure, groups in (("precision", None), ("coverage", lesions)):
+            value = getattr(near, measure)
+            found = bootstrap.interval(value, groups=groups, n=n, seed=seed)
+            row |= bootstrap.columns(measure, found)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 # -------------------------------------------------------------------------------- the measures

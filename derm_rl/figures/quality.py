@@ -58,6 +58,61 @@ def quality(config: Config) -> Picture:
     return fig
 
 
+def front(config: Config) -> Picture:
+    """What alignment costs: the panel's APR against coverage, over guidance and adapter scale.
+
+    Few images a point, on other noise than everything else, so bounds are wide. A ring: the point
+    that stage 05 chose, by the reward classifier. The line: the coverage of as many held-out
+    images. Up and to the right is better.
+    """
+    table = read_csv(config.require(STAGE) / "front.csv")
+    fig, (row,) = axes(1, len(SPACES), 4.4, 3.6, sharey=True)
+    for ax, (space, title) in zip(row, SPACES.items(), strict=True):
+        part = table[table["features"] == space]
+        made = part[part["model"] != "held_out"]
+        for model, label in MODELS.items():
+            mine = made[made["model"] == model]
+            whole = mine["adapter_scale"] == float(model == "rl")
+            at = mine.loc[mine["chosen"], "guidance_scale"].iloc[0]
+            lines = {"guidance_scale": (mine[whole], "-", "over guidance")}
+            if not whole.all():
+                scaled = mine[mine["guidance_scale"] == at]
+                lines["adapter_scale"] = scaled, ":", f"over adapter scale, guidance {at:g}"
+            for scale, (points, style, what) in lines.items():
+                points = points.sort_values(scale)
+                ax.plot(
+                    points["coverage"], points["panel_apr"], style, marker="o", markersize=3,
+                    color=COLOURS[model], label=f"{label}, {what}", linewidth=1.2,
+                )  # fmt: skip
+                for point in points.itertuples():
+                    ax.annotate(
+                        f"{getattr(point, scale):g}", (point.coverage, point.panel_apr),
+                        (3, 3 if scale == "guidance_scale" else -8), fontsize=6,
+                        textcoords="offset points", color=COLOURS[model],
+                    )  # fmt: skip
+        bounds = {
+            bar: made[[f"{name}_low", f"{name}_high"]].sub(made[name], axis=0).abs().T
+            for bar, name in (("xerr", "coverage"), ("yerr", "panel_apr"))
+        }
+        ax.errorbar(
+            made["coverage"], made["panel_apr"], **bounds, fmt="none", ecolor="0.88", zorder=0
+        )
+        chosen = made[made["chosen"]]
+        ax.plot(chosen["coverage"], chosen["panel_apr"], "o", mfc="none", mec="0.2", markersize=9)
+        ceiling = part.loc[part["model"] == "held_out", "coverage"].iloc[0]
+        ax.axvline(ceiling, color="0.4", linewidth=1, linestyle="--", label=_real(config))
+        ax.set_xlabel(f"coverage, {title}")
+        plain(ax)
+    row[0].set_ylabel("APR, judge and rules agree")
+    row[0].set_ylim(0, None)
+    handles = row[0].get_legend_handles_labels()
+    fig.legend(*handles, fontsize=7, ncols=2, loc="outside lower center")
+    n = int(table["n"].max())
+    fig.suptitle(f"{n} images a point{note(config)}", fontsize=8)
+    save_fig(fig, "front", table, config)
+    return fig
+
+
 def results_table(config: Config) -> Picture:
     """The paper's table: distance to real images, diversity, alignment; stage 1 against RL.
 

@@ -21,7 +21,7 @@ from derm_rl.figures.captions import (
 )
 from derm_rl.figures.classifiers import autoencoder, classifier_roc, decoys
 from derm_rl.figures.data import data_counts, data_sheet, phantom_truth, shared_lesions
-from derm_rl.figures.quality import fallen_out, quality, results_table
+from derm_rl.figures.quality import fallen_out, front, quality, results_table
 from derm_rl.figures.training import ddpo_curves, ddpo_steps, finetune_loss, finetune_samples
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BY_STAGE: dict[str, tuple[Callable[[Config], Picture | None], ...]] = {
     "03_finetune_stable_diffusion": (finetune_loss, finetune_samples),
     "04_ddpo": (ddpo_curves, ddpo_steps),
     "05_alignment": (before_after, panel, apr_heatmap, attributes, audit),
-    "06_quality": (quality, results_table, fallen_out),
+    "06_quality": (quality, results_table, front, fallen_out),
     "09_image_text_pairs": (
         pair_counts, openings, answer_lengths, check_outcomes, finding_coverage, grounded_or_blind,
     ),
