@@ -188,8 +188,8 @@ def _bubbles(image: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray) -> n
     for cx, cy, r in scene.bubbles:
         distance = np.hypot(x - cx, y - cy)
         image = blend(image, (1, 1, 1), 0.16 * sigmoid((r - distance) / 0.006))
-        dark_rim = np.exp(-(((distance - r - 0.016) / 0.012) ** 2))
-        rim = np.exp(-(((distance - r) / 0.011) ** 2))
+        dark_rim = np.exp(-(((distance - r - 0.028) / 0.016) ** 2))
+        rim = np.exp(-(((distance - r) / 0.019) ** 2))
         spot = np.exp(-(((x - cx + 0.4 * r) ** 2 + (y - cy + 0.4 * r) ** 2) / (0.22 * r) ** 2))
         image = image * (1 - 0.35 * dark_rim)[..., None]
         image = blend(image, (1.0, 0.99, 0.98), np.clip(0.85 * rim + 0.9 * spot, 0, 0.95))

@@ -258,20 +258,20 @@ def _hairs(rng: np.random.Generator, skin_lightness: float) -> tuple:
     start = 0.5 + (start - 0.5) - step * length[:, None] / 2
     end = start + step * length[:, None]
     middle = (start + end) / 2 + normal * (bend * length)[:, None]
-    width = rng.uniform(0.013, 0.024, n)
+    width = rng.uniform(0.018, 0.028, n)
     darkness = np.clip(rng.normal(0.85, 0.08, n), 0.65, 1.0)
     darkness = -darkness if skin_lightness < 38 else darkness  # negative: gray hair
     return _rows(*start.T, *middle.T, *end.T, width, darkness)
 
 
 def _bubbles(rng: np.random.Generator) -> tuple:
-    n = int(rng.integers(2, 6))
-    return _rows(rng.uniform(0.08, 0.92, n), rng.uniform(0.08, 0.92, n), rng.uniform(0.06, 0.12, n))
+    n = int(rng.integers(2, 5))
+    return _rows(rng.uniform(0.1, 0.9, n), rng.uniform(0.1, 0.9, n), rng.uniform(0.08, 0.14, n))
 
 
 def _ruler(rng: np.random.Generator) -> tuple[float, ...]:
     edge, inset = int(rng.integers(4)), rng.uniform(0.0, 0.06)
-    spacing, tick, width = rng.uniform(0.062, 0.085), rng.uniform(0.07, 0.10), 0.02
+    spacing, tick, width = rng.uniform(0.075, 0.1), rng.uniform(0.08, 0.12), 0.026
     return (float(edge), float(inset), float(spacing), float(tick), width, rng.normal(0, 0.03))
 
 
