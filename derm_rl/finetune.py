@@ -186,7 +186,11 @@ def train(
 
         for group in optimizer.param_groups:
             group["lr"] = cosine_learning_rate(
-                step, settings.steps, settings.learning_rate, settings.warmup_steps, floor=0.05
+                step,
+                settings.steps,
+                settings.learning_rate,
+                settings.warmup_steps,
+                settings.learning_rate_floor,
             )
         noisy = pipe.scheduler.add_noise(latents, noise, timestep)
         with accelerator.autocast():

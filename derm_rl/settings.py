@@ -141,6 +141,7 @@ class FinetuneConfig(Section):
     steps: int = count("optimizer steps")
     batch_size: int = count("images per step, over all processes")
     learning_rate: float = positive("AdamW, peak of the cosine")
+    learning_rate_floor: float = fraction("its end, as a share of the peak")
     warmup_steps: int = count("linear warm-up", 0)
     caption_dropout: float = fraction("share of empty captions, for guidance")
     ema_decay: float = fraction("decay of the averaged weights, which are kept")
