@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,9 @@ def process_state() -> PartialState:
         RuntimeError: they did not find each other. All would write the same files.
     """
     started = STARTED in os.environ
-    state = PartialState(cpu=started and not torch.cuda.is_available())
+    # One may work alone for hours, as when it draws images. If it dies, torchrun ends the others.
+    wait = timedelta(days=1)
+    state = PartialState(cpu=started and not torch.cuda.is_available(), timeout=wait)
     wanted = int(os.environ["WORLD_SIZE"]) if started else state.num_processes
     if state.num_processes != wanted:
         raise RuntimeError(

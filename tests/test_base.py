@@ -34,14 +34,15 @@ def tiny(tmp_path, monkeypatch):
     recipe["training"] |= {"steps": 4, "batch_size": 8, "warmup_steps": 1}
     for phase in recipe["phases"].values():
         phase |= {"images": 96}
-    recipe["phases"]["together"]["training"] = {"steps": 3, "warmup_steps": 1}
+    for name in ("together", "longer"):
+        recipe["phases"][name]["training"] = {"steps": 3, "warmup_steps": 1}
     classifiers |= {"images": 96, "image_size": 16, "validation": 0.3}
     classifiers["training"] |= {"epochs": 1}
     classifiers["training"]["redrawn"] |= {"inference_steps": 4}
     for name, content in (("FOLDER", recipe), ("CLASSIFIERS", classifiers)):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         monkeypatch.setattr(base, name, folder)
     monkeypatch.setattr(base, "RUNS", tmp_path / "runs")
     return tmp_path
@@ -53,7 +54,7 @@ def test_make_base_writes_models_that_load(tiny, capsys):
     assert pipe.unet.config.block_out_channels == [16, 32] and pipeline.image_size(pipe) == 16
     assert (base.FOLDER / "samples.png").is_file()
     log = read_csv(base.FOLDER / "training_log.csv")
-    assert log["phase"].tolist() == ["apart", "together"]
+    assert log["phase"].tolist() == ["apart", "together", "longer"]
     for name in ("resnet", "regnet"):
         model = classifier.load(base.CLASSIFIERS / name)
         assert model.network.config.model_type == name
