@@ -73,6 +73,14 @@ def examples(
     return Examples(latents, caption, unique, hash_of(images))
 
 
+def training_examples(config: Config, pipe: StableDiffusionPipeline) -> Examples:
+    """The diffusion split of a preset, encoded by ``pipe``."""
+    training = data.load(config, "diffusion")
+    views = 8 if config.image_size < 256 else 2  # every view is cached: large images are many
+    captions = [prompts.render(finding) for finding in training.findings]
+    return examples(pipe, training.images, captions, views)
+
+
 def denoising_loss(
     output: Tensor,
     latents: Tensor,
@@ -245,18 +253,15 @@ def run(config: Config, progress: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if launched(config, "derm_rl.finetune"):
         return folder
-    training = data.load(config, "diffusion")
     pipe = load(config.pipeline.base).to(process_state().device)  # where images are encoded
     set_image_size(pipe, config.image_size)
-    views = 8 if config.image_size < 256 else 2  # every view is cached: large images are many
-    captions = [prompts.render(finding) for finding in training.findings]
-    cached = examples(pipe, training.images, captions, views)
+    cached = training_examples(config, pipe)
     log = train(pipe, cached, config.finetune, folder, config.seed, progress=progress)
     if process_state().is_main_process:
         save(pipe, folder / "pipeline")
         write_csv(folder / "log.csv", log)
         discard_checkpoint(folder / "checkpoint.pt")
-        stamp(config, STAGE, images=len(training.images), captions=len(cached.captions))
+        stamp(config, STAGE, images=len(cached.caption), captions=len(cached.captions))
     return folder
 
 

@@ -205,6 +205,16 @@ class DDPOConfig(Section):
     kl_weight: float = Field(
         ge=0, description="weight of the KL to the policy before training (needs lora); 0 = none"
     )
+    anchor: float = Field(
+        ge=0,
+        description="stage 1's training images, denoised beside each update so that they stay "
+        "likely: as a share of its pairs, each with the weight of an advantage of 1; 0 = none",
+    )
+    variety: float = Field(
+        ge=0,
+        description="weight in the reward of how far an image is from the nearest other one of "
+        "its prompt (mean difference of 8 px thumbnails); 0 = none",
+    )
     advantages: Literal["running", "group", "per_label"] = Field(
         description="an image's reward against: those remembered of its prompt, as published; "
         "this epoch's of its prompt; the same for each label apart"

@@ -1,6 +1,7 @@
 """The reward hacking alarm: what it measures, when it sounds, and what it stops."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -32,6 +33,12 @@ def test_diversity_is_within_prompts_not_between_them():
     apart = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
     assert alarm.diversity(torch.tensor([0, 0, 1, 1]), apart) == 0
     assert alarm.diversity(torch.tensor([0, 1, 0, 1]), apart) == 0.5
+
+
+def test_novelty_is_the_distance_to_the_nearest_of_the_same_prompt():
+    small = torch.tensor([[0.0, 0.0], [0.2, 0.4], [1.0, 1.0], [0.1, 0.1]])
+    found = alarm.novelty(torch.tensor([0, 0, 0, 1]), small)
+    torch.testing.assert_close(found, torch.tensor([0.3, 0.3, 0.7, math.inf]))
 
 
 def test_drift_is_against_the_first_evaluation():

@@ -134,7 +134,7 @@ def test_two_processes_train_as_one_does(tiny_pipeline_folder, tmp_path, method,
         "running": {"advantages": "running"},
         "even_images": {"advantages": "even_images", "images_per_prompt": 4},
         "by step": {"gae_lambda": 0.5},
-        "matching": {"objective": "nft", "background_reward": True},
+        "matching": {"objective": "nft", "background_reward": True, "anchor": 0.5, "variety": 0.3},
     }[rule]
     alone = process(tiny_pipeline_folder, tmp_path / "1", **changes)
     both = process(tiny_pipeline_folder, tmp_path / "2", TWO, **changes)
@@ -341,6 +341,28 @@ def test_a_forward_objective_raises_the_reward(tiny_pipeline_folder, tmp_path, o
     )  # fmt: skip
     evaluated = log["eval_reward"].dropna()
     assert evaluated.iloc[-1] > evaluated.iloc[0] + 0.05, evaluated.tolist()
+
+
+@pytest.mark.parametrize("objective", ["awm", "ddpo"])
+def test_an_anchor_keeps_training_images_likely(tiny_pipeline_folder, tmp_path, objective):
+    task, loss = task_of(), {}
+    latents, captions = task.anchor.latents.flatten(0, 1).float(), task.anchor.caption.repeat(2)
+    random = torch.Generator().manual_seed(3)
+    t = torch.randint(1000, (len(latents),), generator=random)
+    noise = torch.randn(latents.shape, generator=random)
+    for share in (0.0, 8.0):
+        pipe, _ = train(
+            tiny_pipeline_folder, tmp_path / str(share), objective=objective, anchor=share,
+            method="full", epochs=6, learning_rate=3e-3, ema_decay=0.0, advantages="group",
+        )  # fmt: skip
+        embeds = pipeline.encode_prompts(pipe, task.anchor.captions)[captions]
+        x, target = pipe.scheduler.add_noise(latents, noise, t), noise
+        if pipe.scheduler.config.prediction_type == "v_prediction":
+            target = pipe.scheduler.get_velocity(latents, noise, t)
+        with torch.no_grad():
+            output = pipe.unet(x, t, embeds).sample
+        loss[share] = (output - target).square().mean().item()
+    assert loss[8.0] < 0.9 * loss[0.0], loss
 
 
 def test_the_direct_gradient_is_that_of_the_reward(tiny_pipeline_folder, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from derm_rl import config, pipeline, prompts
 from derm_rl.ddpo import advantages, trainer
+from derm_rl.finetune import Examples
 from derm_rl.io import write_json
 from derm_rl.training import process_state
 
@@ -41,6 +42,14 @@ def even_images(ids, rewards, statistics):
     return np.where(number % 2, 0.0, advantages.group(ids, rewards, statistics))
 
 
+def anchor_of():
+    """Six images of four captions, two views of each: noise, but always the same."""
+    random = torch.Generator().manual_seed(5)
+    texts = [prompts.render(f) for f in prompts.all_prompts()[:4]]
+    latents = torch.randn(2, 6, 8, 4, 4, generator=random).half()
+    return Examples(latents, torch.arange(6) % 4, texts, "noise")
+
+
 def task_of(reward=brightness):
     findings = prompts.all_prompts()[:4]
     names = ["hair", "gel_bubble", "ruler", "ink", "MEL"]
@@ -49,6 +58,7 @@ def task_of(reward=brightness):
         wanted=torch.tensor([prompts.labels(f, names) for f in findings]),
         reward=reward,
         watched={"judge_brightness": brightness},
+        anchor=anchor_of(),
     )
 
 

@@ -46,6 +46,16 @@ def diversity(prompt: Tensor, small: Tensor) -> float:
     return torch.stack(spreads).mean().item()
 
 
+def novelty(prompt: Tensor, small: Tensor) -> Tensor:
+    """Mean difference (B,) of each thumbnail (B, D) to the nearest other one of its prompt (B,).
+
+    Infinite where there is no other.
+    """
+    apart = torch.cdist(small, small, p=1) / small.shape[1]
+    apart[prompt[:, None] != prompt[None]] = math.inf
+    return apart.fill_diagonal_(math.inf).amin(1)
+
+
 def drift(first: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
     """How far an evaluation is from the first one.
 

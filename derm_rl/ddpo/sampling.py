@@ -18,6 +18,7 @@ from derm_rl.ddpo import matching
 from derm_rl.ddpo.alarm import look, thumbnails
 from derm_rl.ddpo.matching import Noised
 from derm_rl.ddpo.policy import Steps, Trajectory, Transition, ddim_steps, replay, rollout
+from derm_rl.finetune import Examples
 from derm_rl.pipeline import decode_latents, encode_prompts
 from derm_rl.settings import DDPOConfig
 from derm_rl.training import generator
@@ -34,6 +35,7 @@ class Task:
     reward: rewards.Reward  # trained on
     watched: dict[str, rewards.Reward]  # only measured: the judge
     judges: str = ""  # hash of what reward and watched are made of
+    anchor: Examples | None = None  # training images of stage 1, which are to stay likely
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class Policy:
         self.pipe, self.accelerator, self.task, self.settings = pipe, accelerator, task, settings
         self.embeds = encode_prompts(pipe, task.texts)  # once: the text encoder is not trained
         self.null = encode_prompts(pipe, [""])
+        if settings.anchor:
+            if task.anchor is None:
+                raise ValueError("ddpo.anchor: the task has no training images to hold on to")
+            self.anchor_embeds = encode_prompts(pipe, task.anchor.captions)
         self.shape = (pipe.unet.config.in_channels, *[pipe.unet.config.sample_size] * 2)
         self.storage = STORAGE[settings.latents_dtype]
         self.steps: Steps

@@ -30,6 +30,7 @@ from derm_rl.ddpo.advantages import RULES, PromptStatistics, advantages, by_step
 from derm_rl.ddpo.direct import direct_update
 from derm_rl.ddpo.sampling import Batch, Policy, Task, on_host, score_row
 from derm_rl.ddpo.update import State, check_failures, update
+from derm_rl.finetune import training_examples
 from derm_rl.io import write_csv
 from derm_rl.pipeline import fingerprint, load, save
 from derm_rl.settings import DDPOConfig
@@ -80,7 +81,7 @@ def train(
         "derm_rl.ddpo.trainer",
         settings=settings.model_dump(),
         seed=seed,
-        task=[task.texts, hash_of(task.wanted), task.judges],
+        task=[task.texts, hash_of(task.wanted), task.judges, task.anchor and task.anchor.images],
         start=fingerprint(pipe),
     )
     accelerator = accelerator_of(settings.mixed_precision)
@@ -195,8 +196,13 @@ def policy_gradient(
     settings = policy.settings
     row = score_row({n: v for n, v in everyone.items() if n not in PER_IMAGE})
     rule, clip = RULES[settings.advantages], settings.advantage_clip
+    paid = everyone["rewards"]
+    if settings.variety:
+        far = alarm.novelty(prompt, torch.from_numpy(everyone["thumbnails"]))
+        row["novelty"] = far.mean().item()
+        paid = paid + settings.variety * far.numpy()[:, None]
     try:
-        advantage = advantages(rule, prompt.tolist(), everyone["rewards"], state.statistics, clip)
+        advantage = advantages(rule, prompt.tolist(), paid, state.statistics, clip)
     except FloatingPointError:  # a reward is not finite
         state.failures += settings.updates_per_epoch
         return row | {"failed_updates": settings.updates_per_epoch}
@@ -266,6 +272,11 @@ def sound_alarm(row: dict[str, float], policy: Policy) -> int:
     return len(said)
 
 
+def stage1(config: Config) -> StableDiffusionPipeline:
+    """The pipeline that stage 1 has trained."""
+    return load(config.require("03_finetune_stable_diffusion") / "pipeline")
+
+
 def task_of(config: Config) -> Task:
     """All prompts of the preset's vocabulary; the reward classifier pays, the judge watches."""
     vocabulary = data.vocabulary(config)
@@ -285,6 +296,7 @@ def task_of(config: Config) -> Task:
             "judge_apr": rewards.exact(judge, len(vocabulary.artifacts)),
         },
         judges=dependencies.digest(files),
+        anchor=training_examples(config, stage1(config).to(device)) if config.ddpo.anchor else None,
     )
 
 
@@ -296,7 +308,7 @@ def run(config: Config, progress: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if launched(config, "derm_rl.ddpo.trainer"):
         return folder
-    pipe = load(config.require("03_finetune_stable_diffusion") / "pipeline")
+    pipe = stage1(config)
     train(pipe, task_of(config), config.ddpo, folder, config.seed, progress=progress)
     if process_state().is_main_process:
         save(pipe, folder / "pipeline")

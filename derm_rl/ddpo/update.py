@@ -109,6 +109,8 @@ def update(
             pull = output_gradient(loss, *at)
             accelerator.backward(loss.sum() / (len(part) * per_image))
             tally.add(j, loss.detach(), surrogate, pull, weight)
+        if settings.anchor:
+            anchor(policy, len(part) * per_image, accelerator, seed, epoch, len(norms))
         if not norms:  # nothing has been updated yet
             deviation = check_on_policy(tally, accelerator, epoch)
         norms.append(apply_gradients(state, settings.max_grad_norm))
@@ -122,6 +124,29 @@ def update(
         overall.pop(name, None)
     skipped = int((~useful).sum())
     return overall | {"on_policy_deviation": deviation, "skipped_images": skipped} | norm_row(norms)
+
+
+def anchor(policy: Policy, pairs: int, accelerator: Accelerator, *seeds: int | str) -> None:
+    """Add the gradient of denoising training images of stage 1, beside ``pairs`` of an update.
+
+    What advantage weighted matching would ask of them at an advantage of 1, and so what holds the
+    policy to the distribution from which stage 1 has learned.
+    """
+    examples, settings, unet = policy.task.anchor, policy.settings, policy.pipe.unet
+    world, rank = accelerator.num_processes, accelerator.process_index
+    views, n = examples.latents.shape[:2]
+    count, random = max(1, round(settings.anchor * pairs)), generator(*seeds, "anchor")
+    row = torch.randint(views * n, (count,), generator=random)
+    u = torch.rand(count, 1, generator=random)
+    noise = torch.randn(count, 1, *policy.shape, generator=random)
+    scheduler = policy.pipe.scheduler
+    for i in torch.arange(count)[rank::world].split(settings.batch_size):
+        latents = examples.latents.flatten(0, 1)[row[i]].float().to(unet.device)
+        timestep = matching.timesteps(1, scheduler, u[i]).to(unet.device)
+        noised, target = matching.noised(scheduler, latents, timestep, noise[i].to(unet.device))
+        embeds = policy.anchor_embeds[examples.caption[row[i] % n]]
+        output = policy.denoise(noised[:, 0], timestep[:, 0], embeds).float()
+        accelerator.backward(-matching.log_prob(output, target[:, 0]).sum() / pairs)
 
 
 def trained_columns(policy: Policy) -> Tensor:
