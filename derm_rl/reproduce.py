@@ -299,6 +299,8 @@ class _Runner:
 
     def finish(self) -> None:
         """Merge the metrics of all stages into ``metrics.json`` and print the headline ones."""
+        from derm_rl.evaluation import audit
+
         merged: dict[str, Any] = {}
         minutes, peak, complete = 0.0, 0.0, True
         for stage in self.stages:
@@ -309,6 +311,7 @@ class _Runner:
                 minutes, peak = minutes + old["minutes"], max(peak, old["peak_memory_gb"])
             else:
                 complete = False
+        merged |= audit.metrics(self.config)  # readers look when the stages are done
         if complete:  # the sum over stages, whichever call ran them
             merged["reproduce.minutes"] = provenance.metric(self.config, minutes)
             merged["reproduce.peak_memory_gb"] = provenance.metric(self.config, peak)

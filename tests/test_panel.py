@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from derm_rl import prompts
+from derm_rl import config, prompts
+from derm_rl.captions.verdicts import Store, Verdict
 from derm_rl.data import phantom
-from derm_rl.evaluation import panel
+from derm_rl.evaluation import audit, panel
+from derm_rl.io import write_csv
 
 NAMES = ("hair", "gel_bubble", "ruler", "ink")
 
@@ -81,11 +83,48 @@ def test_rates_by_hand():
 def test_the_audit_shows_hits_of_the_judge_that_ask_for_something():
     part = TABLE[TABLE["model"] == "rl"].reset_index(drop=True)
     many = pd.concat([TABLE] * 10, ignore_index=True)
-    chosen = panel.audit_sample(many, n=12)
+    chosen = audit.sample(many, n=12)
     of = pd.concat([part] * 10, ignore_index=True).iloc[chosen]
     assert len(set(chosen)) == 12 and of["wanted_ruler"].all() and panel.hits(of)["judge"].all()
-    assert chosen == panel.audit_sample(many, n=12) != panel.audit_sample(many, n=12, seed=1)
-    assert sorted(panel.audit_sample(TABLE, model="rl")) == [0, 1]
+    assert chosen == audit.sample(many, n=12) != audit.sample(many, n=12, seed=1)
+    assert sorted(audit.sample(TABLE, model="rl")) == [0, 1]
+
+
+@pytest.fixture
+def sheet(tmp_path, monkeypatch):
+    """Settings whose published sheet shows three images."""
+    table = pd.DataFrame({"number": [1, 2, 3], "prompt": "a ruler", "image": ["aa", "bb", "cc"]})
+    write_csv(tmp_path / "audit.csv", table)
+    monkeypatch.setattr(audit, "sheet", lambda config: (table, np.zeros((3, 6, 6, 3), np.uint8)))
+    settings = config.load("smoke")
+    monkeypatch.setattr(type(settings), "figures_dir", tmp_path)
+    return settings
+
+
+def test_readers_look_at_the_sheet_in_the_review_tool(sheet):
+    first = audit.review(sheet, "first")
+    assert sorted(first.queue.pairs) == ["aa", "bb", "cc"] and "a ruler" in first.view.value
+    assert 'src="data:image/png' in first.picture.value and audit.metrics(sheet) == {}
+    said = {"aa": "a", "bb": "r", "cc": "a"}
+    for key in map(said.get, first.queue.pairs):
+        assert audit.metrics(sheet) == {}, "before every image has been looked at"
+        first.actions()[key]()
+    alone = audit.metrics(sheet)["panel.audit.visible"]
+    assert alone["value"] == pytest.approx(2 / 3, abs=1e-6) and alone["n"] == 3
+    assert 0.2 < alone["low"] < alone["value"] < alone["high"] < 1
+
+
+def test_what_one_reader_does_not_see_is_not_visible(sheet, tmp_path):
+    for reader, unseen in (("first", "bb"), ("second", "cc")):
+        store = Store(tmp_path / audit.FOLDER, reader)
+        for image in ("aa", "bb", "cc", "of another sheet"):
+            store.put(image, Verdict("reject" if image == unseen else "accept"))
+    assert audit.readings(sheet)["second"].tolist() == [True, True, False]
+    assert audit.metrics(sheet)["panel.audit.visible"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    Store(tmp_path / audit.FOLDER, "third").put("aa", Verdict("reject"))  # has not finished
+    assert audit.metrics(sheet)["panel.audit.visible"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    (tmp_path / "audit.csv").unlink()
+    assert audit.metrics(sheet) == {}
 
 
 def test_a_vocabulary_without_the_pair_has_no_such_row():

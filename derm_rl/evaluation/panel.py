@@ -6,7 +6,7 @@ like images are fooled alike. So beside the judge stand the rules of
 closed bright rims, long thin dark curves, saturated ink) and have learned nothing. The panel's APR
 is the share of images that are right by *both*; the rules choose nothing anywhere.
 
-Both still are instruments: what they agree on must be looked at, see :func:`audit_sample`.
+Both still are instruments: what they see must be looked at, :mod:`derm_rl.evaluation.audit`.
 """
 
 from __future__ import annotations
@@ -124,16 +124,3 @@ def headline(
     least = groups.get_group(groups.mean().idxmin())
     out["panel.apr.least"] = Interval(*wilson(int(least.sum()), len(least)))
     return out
-
-
-def audit_sample(samples: pd.DataFrame, model: str = "rl", n: int = 64, seed: int = 0) -> list[int]:
-    """Rows, among those of ``model``, of ``n`` random hits of the judge: for a person to look at.
-
-    By the judge alone, as the question is how often it was fooled; of prompts that ask for
-    something, as else there is nothing to look for; in random order, so that no prompt's images lie
-    together.
-    """
-    part = samples[samples["model"] == model].reset_index(drop=True)
-    right = np.flatnonzero(hits(part)["judge"])
-    right = right[seen(part)[1].any(1)[right]]
-    return np.random.default_rng(seed).permutation(right)[:n].tolist()

@@ -25,7 +25,6 @@ from derm_rl.figures.canvas import (
     wrapped,
 )
 from derm_rl.io import read_csv, write_csv
-from derm_rl.training import hash_of
 
 if TYPE_CHECKING:
     from derm_rl.config import Config
@@ -189,34 +188,25 @@ def panel(config: Config) -> Picture:
     return fig
 
 
-def audit(config: Config, n: int = 64, columns: int = 8) -> Picture:
+def audit(config: Config, columns: int = 8) -> Picture:
     """Random images after RL that the judge calls right, enlarged: is everything there to the eye?
 
-    In random order. Write 1 or 0 beside each number into a column ``visible`` of a copy of
-    ``audit.csv``, which does not say what the rules think; its column ``image`` is a hash of the
-    pixels, so that nobody's verdict is taken for one about other images.
+    :func:`derm_rl.evaluation.audit.review` collects what readers say.
     """
-    from derm_rl.evaluation.panel import audit_sample
+    from derm_rl.evaluation.audit import sheet
 
-    folder = config.require(STAGE)
-    samples = read_csv(folder / "samples.csv", dtype={"image_seed": "string"})
-    part = samples[samples["model"] == "rl"].reset_index(drop=True)
-    images = np.load(folder / "images_rl.npy", mmap_mode="r")
-    chosen = audit_sample(samples, n=n, seed=config.seed)
-    fig, grid = axes(max(1, -(-len(chosen) // columns)), columns, 1.5, 1.75)
+    table, images = sheet(config)
+    fig, grid = axes(max(1, -(-len(table) // columns)), columns, 1.5, 1.75)
     places = [ax for line in grid for ax in line]
     for ax in places:
         ax.axis("off")
-    for number, (ax, row) in enumerate(zip(places, chosen, strict=False), start=1):
+    for ax, row, image in zip(places, table.itertuples(), images, strict=False):
         ax.axis("on")
-        text = caption(prompts.parse(part["prompt"][row]))
-        show(ax, images[row], f"{number}  ☐  {textwrap.fill(text, 24)}")
+        text = caption(prompts.parse(row.prompt))
+        show(ax, image, f"{row.number}  ☐  {textwrap.fill(text, 24)}")
     fig.suptitle(
         f"after RL, where something was asked for: exactly right, says the judge{note(config)}",
         fontsize=9,
     )
-    table = part.loc[chosen, ["prompt", "index", "image_seed"]]
-    table.insert(0, "number", range(1, len(chosen) + 1))
-    table["image"] = [hash_of(np.asarray(images[row]))[:16] for row in chosen]
     save_fig(fig, "audit", table, config)
     return fig
