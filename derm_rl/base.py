@@ -144,20 +144,19 @@ def train_pipeline(recipe: dict, work: Path) -> None:
 
 
 def train_classifiers(recipe: dict, work: Path) -> None:
-    """Train ``models/phantom-classifiers/<architecture>``, each on lesions of its own.
-
-    Of two processes, each trains one.
-    """
+    """Train ``models/phantom-classifiers/<architecture>``, each on lesions of its own."""
+    if not process_state().is_main_process:
+        return
     settings = ClassifierConfig.model_validate(recipe["training"])
+    images, frame = training_images(recipe | {"decoys": settings.decoys}, work)
     base = pipeline.fingerprint(pipeline.load(FOLDER))
-    file = work / f"redrawn_{identity('derm_rl.base', **recipe, base=base)[:16]}.npy"
-    with process_state().main_process_first():
-        images, frame = training_images(recipe | {"decoys": settings.decoys}, work)
-        if not file.is_file():
-            captions = [prompts.render(f) for f in findings_of(frame, ARTIFACTS)]
-            with atomic_path(file) as temporary:
-                np.save(temporary, redraw(pipeline.load(FOLDER), images, captions, settings.redrawn,
-                                          recipe["seed"]))  # fmt: skip
+    belongs_to = identity("derm_rl.base", **recipe, base=base)
+    file = work / f"redrawn_{belongs_to[:16]}.npy"
+    if not file.is_file():
+        captions = [prompts.render(f) for f in findings_of(frame, ARTIFACTS)]
+        with atomic_path(file) as temporary:
+            np.save(temporary, redraw(pipeline.load(FOLDER), images, captions, settings.redrawn,
+                                      recipe["seed"]))  # fmt: skip
     images = np.load(file, mmap_mode="r")
     backbones = {b.architecture: b for b in (settings.reward, settings.judge)}
     names = prompts.label_names(DIAGNOSES, ARTIFACTS)
@@ -165,21 +164,20 @@ def train_classifiers(recipe: dict, work: Path) -> None:
     strata, seed = ("diagnosis", *ARTIFACTS), recipe["seed"]
     owner = splits.assign(frame, dict.fromkeys(backbones, 0.5), seed, strata)
     shares = {"train": 1 - recipe["validation"], "validation": recipe["validation"]}
-    with process_state().split_between_processes(list(backbones)) as mine:
-        for name in mine:
-            rows = np.flatnonzero(owner == name)
-            own = frame.iloc[rows].reset_index(drop=True)
-            validation = (splits.assign(own, shares, seed, strata) == "validation").to_numpy(bool)
-            lesions = splits.groups(own).tolist()
-            classifier.train(
-                images[rows], labels[rows], lesions, names, validation,
-                backbones[name], settings, seed, work / name, progress=True,
-            )  # fmt: skip
-            shutil.copytree(work / name, CLASSIFIERS / name, dirs_exist_ok=True)
-            card = read_json(CLASSIFIERS / name / "card.json")
-            # Not 9,000 names: no lesion of this seed is shown anywhere but to the base models.
-            card["training_lesions"] = f"{len(set(lesions))} lesions of phantom seed {seed}"
-            write_json(CLASSIFIERS / name / "card.json", card)
+    for name, backbone in backbones.items():
+        rows = np.flatnonzero(owner == name)
+        mine = frame.iloc[rows].reset_index(drop=True)
+        validation = (splits.assign(mine, shares, seed, strata) == "validation").to_numpy(bool)
+        lesions = splits.groups(mine).tolist()
+        classifier.train(
+            images[rows], labels[rows], lesions, names, validation,
+            backbone, settings, seed, work / name, progress=True,
+        )  # fmt: skip
+        shutil.copytree(work / name, CLASSIFIERS / name, dirs_exist_ok=True)
+        card = read_json(CLASSIFIERS / name / "card.json")
+        # Not 9,000 names: no lesion of this seed is shown anywhere but to the base models.
+        card["training_lesions"] = f"{len(set(lesions))} lesions of phantom seed {seed}"
+        write_json(CLASSIFIERS / name / "card.json", card)
 
 
 def main() -> None:
