@@ -34,7 +34,7 @@ NEAR_LESION = 5  # pixels around a lesion that may be streaks
 BUBBLE_RADII = np.arange(5.0, 12.6, 1.0)  # pixels
 RIM_WIDTH = 0.8  # pixels
 RIM_CURVATURE = 4.0  # lightness per pixel² at which a rim counts half
-BUBBLE_ROUNDNESS = 0.395  # mean over the circle of how much of a rim runs along it
+BUBBLE_ROUNDNESS = 0.33  # mean over the circle of how much of a rim runs along it
 FURTHER = 0.75  # of that suffices beside a bubble that is certain
 
 RULER_REACH = 0.16  # of the image, from each edge
@@ -42,11 +42,11 @@ RULER_BAND = 4  # pixels of the ticks' length that are averaged
 TICK_PITCH = (4.0, 10.5)  # pixels
 TICK_LIGHTNESS = 20.0  # a single black hair counts no more than that
 TICK_CONTRAST = 3.0  # standard deviation of lightness along the ticks for full weight
-RULER_REGULARITY = 0.66  # share of the variance along the edge that is one pitch
+RULER_REGULARITY = 0.61  # share of the variance along the edge that is one pitch
 STRIP_JUMP = 4.0  # ΔE*ab from a ruler's strip to skin
 
 INK_HUE = (-115.0, -25.0)  # degrees in CIELAB: blue to violet
-INK_CHROMA = 28.0  # blue-gray of a lesion stays below about 25
+INK_CHROMA = 32.0  # blue-gray of a lesion stays below about 25
 INK_AREA = 0.002  # of the image
 
 CORNER = 0.07  # of the image's side
@@ -173,9 +173,13 @@ def rings(lightness: np.ndarray) -> np.ndarray:
     return fft.irfft2(votes, big.shape)[:, pad : pad + h, pad : pad + w]
 
 
-def bubbles(lightness: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Score, map (H, W) of rims and highlights, and of whole bubbles."""
-    round_ = rings(lightness)
+def bubbles(lightness: np.ndarray, strip: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Score, map (H, W) of rims and highlights, and of whole bubbles.
+
+    Args:
+        strip: (H, W) bool, of a ruler: between its ticks lie bright patches.
+    """
+    round_ = np.where(strip, 0, rings(lightness))
     score = float(round_.max()) - BUBBLE_ROUNDNESS
     rim, whole = np.zeros(lightness.shape, bool), np.zeros(lightness.shape, bool)
     if score <= 0:
@@ -250,11 +254,13 @@ def ink_colour(lab: np.ndarray) -> np.ndarray:
     return (np.hypot(a, b) > INK_CHROMA) & (INK_HUE[0] < hue) & (hue < INK_HUE[1])
 
 
-def ink(colour: np.ndarray, lesion: np.ndarray | None) -> float:
-    """Score: area of ink's colour outside the lesion, against the least that is a stroke."""
-    outside = colour if lesion is None else colour & ~lesion
+def ink(colour: np.ndarray) -> float:
+    """Score: area of ink's colour, against the least that is a stroke.
+
+    Wherever it lies: what is found of the lesion may reach as far as a stroke around it.
+    """
     # Most images have none; those that have may hold single pixels of noise.
-    area = ndimage.binary_opening(outside, np.ones((2, 2))).mean() if outside.any() else 0.0
+    area = ndimage.binary_opening(colour, np.ones((2, 2))).mean() if colour.any() else 0.0
     return float(np.log((area + 1e-4) / INK_AREA))
 
 

@@ -187,8 +187,8 @@ def find(view: View) -> tuple[dict[str, float], Lesion | None]:
         dark if np.median(light[::2, ::2]) > artifacts.DARK_SKIN else np.maximum(dark, bright)
     )
     scores = {}
-    scores["gel_bubble"], rims, bubble = artifacts.bubbles(light)
     scores["ruler"], strip = artifacts.ruler(light, view.lab)
+    scores["gel_bubble"], rims, bubble = artifacts.bubbles(light, strip)
     colour = artifacts.ink_colour(view.lab)
     stroke = grown(colour & view.field, 2)
     thin = grown(contrast > artifacts.LINE_CONTRAST + 2)
@@ -196,7 +196,7 @@ def find(view: View) -> tuple[dict[str, float], Lesion | None]:
     near = None
     if lesion is not None:
         near = grown(lesion.mask, artifacts.NEAR_LESION)
-    scores["ink"] = artifacts.ink(colour & view.field, near)
+    scores["ink"] = artifacts.ink(colour & view.field)
     # A bubble's outline is dark, and wider the fewer pixels an image has.
     free = view.field & ~(grown(bubble, 2) | strip | grown(stroke))
     if near is not None:
