@@ -34,7 +34,7 @@ NEAR_LESION = 5  # pixels around a lesion that may be streaks
 BUBBLE_RADII = np.arange(5.0, 12.6, 1.0)  # pixels
 RIM_WIDTH = 0.8  # pixels
 RIM_CURVATURE = 4.0  # lightness per pixel² at which a rim counts half
-BUBBLE_ROUNDNESS = 0.33  # mean over the circle of how much of a rim runs along it
+BUBBLE_ROUNDNESS = 0.32  # mean over the circle of how much of a rim runs along it
 FURTHER = 0.75  # of that suffices beside a bubble that is certain
 
 RULER_REACH = 0.16  # of the image, from each edge
@@ -42,7 +42,9 @@ RULER_BAND = 4  # pixels of the ticks' length that are averaged
 TICK_PITCH = (4.0, 10.5)  # pixels
 TICK_LIGHTNESS = 20.0  # a single black hair counts no more than that
 TICK_CONTRAST = 3.0  # standard deviation of lightness along the ticks for full weight
-RULER_REGULARITY = 0.61  # share of the variance along the edge that is one pitch
+RULER_REGULARITY = 0.66  # share of the variance along the edge that is one pitch
+ON_STRIP = 0.58  # suffices on a strip that ends as clearly as this:
+CLEAR_JUMP = 8.0  # ΔE*ab
 STRIP_JUMP = 4.0  # ΔE*ab from a ruler's strip to skin
 
 INK_HUE = (-115.0, -25.0)  # degrees in CIELAB: blue to violet
@@ -234,12 +236,19 @@ def ruler(lightness: np.ndarray, lab: np.ndarray) -> tuple[float, np.ndarray]:
         above = turn(lightness)
         found.append(comb(above[: max(RULER_BAND + 1, int(RULER_REACH * len(above)))]))
     edge = int(np.argmax([f.max() for f in found]))
-    score = float(found[edge].max()) - RULER_REGULARITY
+    regularity, rows = found[edge], np.median(turns[edge](lab), axis=1)
+
+    def jumps(deepest: int) -> np.ndarray:
+        below = rows[deepest : deepest + 15]
+        return np.linalg.norm(below[3:] - below[:-3], axis=-1)
+
+    clear = jumps(int(regularity.argmax())).max(initial=0) > CLEAR_JUMP
+    limit = ON_STRIP if clear else RULER_REGULARITY
+    score = float(regularity.max()) - limit
     if score > 0:
-        deepest = int(np.flatnonzero(found[edge] > RULER_REGULARITY)[-1])
-        rows = np.median(turns[edge](lab), axis=1)[deepest : deepest + 15]
-        jumps = np.linalg.norm(rows[3:] - rows[:-3], axis=-1)
-        below = int(jumps.argmax()) + 5 if jumps.size and jumps.max() > STRIP_JUMP else 5
+        deepest = int(np.flatnonzero(regularity > limit)[-1])
+        jump = jumps(deepest)
+        below = int(jump.argmax()) + 5 if jump.max(initial=0) > STRIP_JUMP else 5
         turns[edge](mask)[: deepest + below] = True
     return score, mask
 
