@@ -21,6 +21,7 @@ from skimage.morphology import convex_hull_image
 
 SIDE = 96  # the working area is SIDE² pixels, whatever the image's own size
 FIELD_DARKNESS = 0.42  # of the median lightness: what is darker and touches a corner is aperture
+BROAD = 5  # pixels: no tick or line of a ruler is, the corner of an aperture is
 FIELD_MARGIN = 3  # pixels at the edge of the field of view, which is blurred
 RING = 0.8  # skin is first looked for outside an ellipse of this size, in half image sides
 MIN_SKIN = 50  # pixels, to fit it to
@@ -60,12 +61,15 @@ class View:
 
     @cached_property
     def aperture(self) -> np.ndarray:
-        """What is nearly black and connected to a corner of the image (H, W) bool."""
+        """What is nearly black, broad and connected to a corner of the image (H, W) bool."""
         lightness = ndimage.uniform_filter(self.lab[..., 0], 3)
         dark = lightness < FIELD_DARKNESS * np.median(lightness[::2, ::2])
-        labels, _ = ndimage.label(dark)
+        broad = ndimage.binary_opening(dark, np.ones((BROAD, BROAD)))
+        labels, _ = ndimage.label(broad)
         corners = labels[[0, 0, -1, -1], [0, -1, 0, -1]]
-        return np.isin(labels, corners[corners > 0])
+        found = np.isin(labels, corners[corners > 0])
+        # Back to its tips along the edges, which are narrow.
+        return ndimage.binary_dilation(found, iterations=BROAD, mask=dark) if found.any() else found
 
 
 @dataclass(frozen=True)
