@@ -196,6 +196,33 @@ def scratch(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _segments(image, np.array(rows), rng.uniform(0.012, 0.024), _dark(rng), 0.85)
 
 
+def stubble(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Short straight strokes here and there, none of which touches another. No hair is so short."""
+    n = int(rng.integers(4, 14))
+    middle, spread = rng.uniform(0.1, 0.9, 2), rng.uniform(0.08, 0.4)
+    start = (middle + spread * rng.uniform(-1, 1, (n, 2))).clip(0, 1)
+    angle = rng.uniform(0, 2 * np.pi) + rng.normal(0, rng.uniform(0.1, 2), n)
+    length = rng.uniform(0.02, 0.12, n)
+    ends = start + length[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    rows = np.stack([start, ends], 1)
+    return _segments(image, rows, rng.uniform(0.012, 0.026), _dark(rng), rng.uniform(0.6, 1))
+
+
+def glint(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Bright streaks, straight or waved, and bright spots, as gel and scales reflect. No ring."""
+    for _ in range(int(rng.integers(1, 6))):
+        start, angle = rng.uniform(0.05, 0.95, 2), rng.uniform(0, 2 * np.pi)
+        along, across = rng.uniform(0.01, 0.25), rng.uniform(-0.04, 0.04)
+        t = np.linspace(0, 1, 9)
+        wave = np.stack([along * t, across * np.sin(2 * np.pi * t)], -1)
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        points = start + wave @ turn
+        rows = np.stack([points[:-1], points[1:]], 1)
+        colour = np.full(3, rng.uniform(0.93, 1.0))
+        image = _segments(image, rows, rng.uniform(0.014, 0.03), colour, rng.uniform(0.5, 0.9))
+    return image
+
+
 def lattice(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Chequer and grid noise, as the patches of an autoencoder leave behind."""
     y, x = grid(len(image))
@@ -270,7 +297,7 @@ def fringe(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 DRAWN: dict[str, Draw] = {
-    f.__name__: f for f in (line, frame, smear, blotch, crumple, scratch, lattice)
+    f.__name__: f for f in (line, frame, smear, blotch, crumple, scratch, stubble, glint, lattice)
 }
 FAMILIES = (*DRAWN, "faded")
 HELD_OUT: dict[str, Draw] = {f.__name__: f for f in (dashes, arc, confetti, fringe)}
