@@ -31,19 +31,20 @@ PARALLEL = 0.1  # … to within this slope
 DARK_SKIN = 45.0  # lightness below which light hair, too, stands out
 NEAR_LESION = 5  # pixels around a lesion that may be streaks
 
-BUBBLE_RADII = np.arange(5.0, 12.6, 1.0)  # pixels
+BUBBLE_RADII = np.arange(6.0, 13.6, 1.0)  # pixels
 RIM_WIDTH = 0.8  # pixels
 RIM_CURVATURE = 4.0  # lightness per pixel² at which a rim counts half
-BUBBLE_ROUNDNESS = 0.32  # mean over the circle of how much of a rim runs along it
-FURTHER = 0.75  # of that suffices beside a bubble that is certain
+BUBBLE_ROUNDNESS = 0.28  # mean over the circle of how much of a rim runs along it
+FURTHER = 0.9  # of that suffices beside a bubble that is certain
 
 RULER_REACH = 0.16  # of the image, from each edge
 RULER_BAND = 4  # pixels of the ticks' length that are averaged
 TICK_PITCH = (4.0, 10.5)  # pixels
 TICK_LIGHTNESS = 20.0  # a single black hair counts no more than that
-TICK_CONTRAST = 3.0  # standard deviation of lightness along the ticks for full weight
-RULER_REGULARITY = 0.66  # share of the variance along the edge that is one pitch
-ON_STRIP = 0.58  # suffices on a strip that ends as clearly as this:
+TICK_CONTRAST = 7.0  # standard deviation of lightness along the ticks for full weight
+RULER_PART = 0.75  # of the edge along which ticks must be even: of the rest much may be hidden
+RULER_REGULARITY = 0.68  # share of the variance along that part that is one pitch
+ON_STRIP = 0.61  # suffices on a strip that ends as clearly as this:
 CLEAR_JUMP = 8.0  # ΔE*ab
 STRIP_JUMP = 4.0  # ΔE*ab from a ruler's strip to skin
 
@@ -205,52 +206,56 @@ def bubbles(lightness: np.ndarray, strip: np.ndarray) -> tuple[float, np.ndarray
 def comb(strip: np.ndarray) -> np.ndarray:
     """Regularity (0 to 1) of the ticks along each row of a strip (D, W) of lightness.
 
-    The share of the variance along the row that is one frequency and its first overtone.
+    The share of the variance along the row that is one frequency and its first overtone, along
+    the most regular ``RULER_PART`` of it.
     """
     strip = strip - ndimage.uniform_filter1d(strip, 9, axis=1)
     strip = strip.clip(-TICK_LIGHTNESS, TICK_LIGHTNESS)
     profile = ndimage.uniform_filter1d(strip, RULER_BAND, axis=0)
-    profile -= profile.mean(1, keepdims=True)
     n = 4 * profile.shape[1]  # finer frequencies than the strip's length alone would give
-    power = np.abs(fft.rfft(profile, n, axis=1)) ** 2
-    at = np.arange(power.shape[1])
+    length = round(RULER_PART * profile.shape[1])
+    parts = np.lib.stride_tricks.sliding_window_view(profile, length, axis=1)[:, ::8]
+    parts = parts - parts.mean(-1, keepdims=True)
+    power = np.abs(fft.rfft(parts, n, axis=-1)) ** 2
+    at = np.arange(power.shape[-1])
     band = np.flatnonzero((at > n / TICK_PITCH[1]) & (at < n / TICK_PITCH[0]))
     if not band.size:
         return np.zeros(len(strip))
-    peak = band[power[:, band].argmax(1)][:, None]
-    near = (np.abs(at - peak) <= 4) | (np.abs(at - 2 * peak) <= 4)
-    share = (power * near).sum(1) / (power.sum(1) + 1e-6)
-    return share * np.minimum(profile.std(1) / TICK_CONTRAST, 1)
+    peak = band[power[..., band].argmax(-1)][..., None]
+    width = round(4 / RULER_PART)  # of a peak, at that resolution
+    near = (np.abs(at - peak) <= width) | (np.abs(at - 2 * peak) <= width)
+    share = (power * near).sum(-1) / (power.sum(-1) + 1e-6)
+    return (share * np.minimum(parts.std(-1) / TICK_CONTRAST, 1)).max(1)
 
 
 def ruler(lightness: np.ndarray, lab: np.ndarray) -> tuple[float, np.ndarray]:
-    """Score and map (H, W) of the strip along the edge that has the most regular ticks."""
+    """Score and map (H, W) of the strips along the edges that have regular ticks."""
     mask = np.zeros(lightness.shape, bool)
     # Views of each array with the edge in question on top.
     turns = (
         lambda a: a, lambda a: a[::-1], lambda a: a.swapaxes(0, 1),
         lambda a: a.swapaxes(0, 1)[::-1],
     )  # fmt: skip
-    found = []
+    best = -1.0
     for turn in turns:
         above = turn(lightness)
-        found.append(comb(above[: max(RULER_BAND + 1, int(RULER_REACH * len(above)))]))
-    edge = int(np.argmax([f.max() for f in found]))
-    regularity, rows = found[edge], np.median(turns[edge](lab), axis=1)
+        regularity = comb(above[: max(RULER_BAND + 1, int(RULER_REACH * len(above)))])
+        rows = np.median(turn(lab), axis=1)
+        clear = _jumps(rows, int(regularity.argmax())).max(initial=0) > CLEAR_JUMP
+        limit = ON_STRIP if clear else RULER_REGULARITY
+        best = max(best, float(regularity.max()) - limit)
+        if (regularity > limit).any():
+            deepest = int(np.flatnonzero(regularity > limit)[-1])
+            jumps = _jumps(rows, deepest)
+            below = int(jumps.argmax()) + 5 if jumps.max(initial=0) > STRIP_JUMP else 5
+            turn(mask)[: deepest + below] = True
+    return best, mask
 
-    def jumps(deepest: int) -> np.ndarray:
-        below = rows[deepest : deepest + 15]
-        return np.linalg.norm(below[3:] - below[:-3], axis=-1)
 
-    clear = jumps(int(regularity.argmax())).max(initial=0) > CLEAR_JUMP
-    limit = ON_STRIP if clear else RULER_REGULARITY
-    score = float(regularity.max()) - limit
-    if score > 0:
-        deepest = int(np.flatnonzero(regularity > limit)[-1])
-        jump = jumps(deepest)
-        below = int(jump.argmax()) + 5 if jump.max(initial=0) > STRIP_JUMP else 5
-        turns[edge](mask)[: deepest + below] = True
-    return score, mask
+def _jumps(rows: np.ndarray, deepest: int) -> np.ndarray:
+    """How much the colour of rows (H, 3) in CIELAB changes within three rows, below ``deepest``."""
+    below = rows[deepest : deepest + 15]
+    return np.linalg.norm(below[3:] - below[:-3], axis=-1)
 
 
 # ----------------------------------------------------------------------- ink, dark corners
