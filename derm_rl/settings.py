@@ -293,7 +293,12 @@ class AlignmentConfig(Section):
     images_per_prompt: int = count("images of each prompt and model")
     inference_steps: int = count("denoising steps")
     eta: float = fraction("stochasticity of DDIM")
-    guidance_scales: list[float] = Field(min_length=1, description="each model uses its best")
+    guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
+        description="of both models; null: each uses the best of guidance_scales"
+    )
+    guidance_scales: list[Annotated[float, Field(ge=1)]] = Field(
+        min_length=1, description="tried with each model"
+    )
     adapter_scales: list[Annotated[float, Field(ge=0)]] = Field(
         description="of RL, tried beside 1; it uses the least that is as good as any"
     )

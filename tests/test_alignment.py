@@ -268,8 +268,8 @@ def stage(pipe, tmp_path, monkeypatch):
         require=lambda name: tmp_path / name,
         stage_dir=lambda name: tmp_path / name,
         alignment=SimpleNamespace(
-            images_per_prompt=2, inference_steps=2, eta=1.0, guidance_scales=[1.0, 2.0],
-            adapter_scales=[0.5], front_images_per_prompt=1, batch_size=8, bootstrap=50, seed=0,
+            images_per_prompt=2, inference_steps=2, eta=1.0, guidance_scale=None,
+            guidance_scales=[1.0, 2.0], adapter_scales=[0.5], front_images_per_prompt=1, batch_size=8, bootstrap=50, seed=0,
             mixed_precision="no",
         ),
     )  # fmt: skip
@@ -315,6 +315,17 @@ def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, cap
     assert front.loc["rl", "panel_apr"].nunique() == 1  # the two pipelines are the same
     assert len(pd.read_csv(folder / "per_prompt.csv")) == 24
     assert "apr" in capsys.readouterr().out
+
+
+def test_a_guidance_scale_that_is_given_is_that_of_both_models(stage):
+    config, _ = stage
+    config.alignment.guidance_scale = 3.0  # though it is not among those tried
+    folder = alignment_stage.run(config, progress=False)
+    front = pd.read_csv(folder / "front.csv").set_index(["model", "guidance_scale"])
+    assert front.loc["stage1"].index.tolist() == [1, 2, 3]
+    assert set(front.index[front["chosen"]]) == {("stage1", 3.0), ("rl", 3.0)}
+    samples = pd.read_csv(folder / "samples.csv")
+    assert set(samples.loc[samples["model"] != "truth", "guidance_scale"]) == {3.0}
 
 
 def test_the_truth_of_real_data_is_its_test_images(stage):

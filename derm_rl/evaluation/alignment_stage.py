@@ -1,8 +1,8 @@
 """Stage 05: the same prompts and noise before and after RL, graded by a panel.
 
-Each pipeline runs at the guidance scale that suits it best on a small sample of other seeds, and
-RL's at the least adapter scale that is as good there, both by the reward classifier: nothing is
-chosen by what measures afterwards. Files:
+Both pipelines run at ``alignment.guidance_scale``, or, where that is null, each at the scale that
+suits it best on a small sample of other seeds, and RL's at the least adapter scale that is as good
+there, both by the reward classifier: nothing is chosen by what measures afterwards. Files:
 
 - ``images_stage1.npy``, ``images_rl.npy``: all images, uint8, prompts in their fixed order.
 - ``samples.csv``: one row per image: what was wanted, what judge, reward and rules saw. Its
@@ -140,8 +140,10 @@ def _measure(
         return row
 
     adapter = float(model == "rl")  # stage 1 is RL's pipeline without its adapter
-    table = pd.DataFrame([point(g, adapter) for g in sorted(set(settings.guidance_scales))])
-    scale = alignment.best_guidance(table)
+    fixed = settings.guidance_scale
+    tried = {*settings.guidance_scales, *([] if fixed is None else [fixed])}
+    table = pd.DataFrame([point(g, adapter) for g in sorted(tried)])
+    scale = alignment.best_guidance(table) if fixed is None else fixed
     if adapter:
         others = sorted(set(settings.adapter_scales) - {adapter})
         table = pd.concat([table, pd.DataFrame([point(scale, a) for a in others])])
