@@ -269,8 +269,8 @@ def stage(pipe, tmp_path, monkeypatch):
         stage_dir=lambda name: tmp_path / name,
         alignment=SimpleNamespace(
             images_per_prompt=2, inference_steps=2, eta=1.0, guidance_scale=None,
-            guidance_scales=[1.0, 2.0], adapter_scales=[0.5], front_images_per_prompt=1, batch_size=8,
-            bootstrap=50, seed=0, mixed_precision="no",
+            guidance_scales=[1.0, 2.0], adapter_scales=[0.5], front_images_per_prompt=1,
+            batch_size=8, bootstrap=50, seed=0, mixed_precision="no",
         ),
     )  # fmt: skip
     return config, recorded
