@@ -197,7 +197,7 @@ def scratch(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def stubble(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Short straight strokes here and there, none of which touches another. No hair is so short."""
+    """Short straight strokes, scattered or in a tuft. No hair is so short."""
     n = int(rng.integers(4, 14))
     middle, spread = rng.uniform(0.1, 0.9, 2), rng.uniform(0.08, 0.4)
     start = (middle + spread * rng.uniform(-1, 1, (n, 2))).clip(0, 1)

@@ -141,7 +141,7 @@ def _measure(
 
     adapter = float(model == "rl")  # stage 1 is RL's pipeline without its adapter
     fixed = settings.guidance_scale
-    tried = {*settings.guidance_scales, *([] if fixed is None else [fixed])}
+    tried = {*settings.guidance_scales, fixed} - {None}
     table = pd.DataFrame([point(g, adapter) for g in sorted(tried)])
     scale = alignment.best_guidance(table) if fixed is None else fixed
     if adapter:
