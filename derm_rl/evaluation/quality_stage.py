@@ -14,7 +14,8 @@ adapter scale that stage 05 tried, beside its APR there), ``reference.npy``, ``h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,8 @@ def run(config: Config, progress: bool = True) -> Path:
         "judge": judge.features,
         "imagenet": lambda images: features.imagenet(images, device=device),
     }
+    if features.published_file("inception").is_file():
+        spaces["inception"] = lambda images: features.published("inception", images, device=device)
     points = read_csv(source / "front.csv")
     few, of_reference = _few(made, texts, config.alignment.front_images_per_prompt)
     files = points[list(POINT)].itertuples(index=False, name=None)
@@ -95,7 +98,11 @@ def run(config: Config, progress: bool = True) -> Path:
         groups = None if lesions is None else lesions[of_reference]
         parts.append(measured(space, found, texts, n, seed, lesions, rows))
         parts[-1]["front"] = _front(space, found["reference"][of_reference], at, n, seed, groups)
-    parts.append(_perceptual(sets, texts, device, n, seed))
+    pairs = {"perceptual": features.perceptual}
+    if features.published_file("lpips").is_file():
+        pairs["lpips"] = partial(features.published, "lpips")
+    for space, embed in pairs.items():
+        parts.append(_pairs(space, partial(embed, device=device), sets, texts, n, seed))
     tables = {
         name: pd.concat([part[name] for part in parts if name in part], ignore_index=True)
         for name in ("quality", "prompts", "images", "front")
@@ -305,10 +312,15 @@ def _spreads(
     return table, pd.concat(by_prompt).assign(features=space)
 
 
-def _perceptual(
-    sets: dict[str, np.ndarray], told: Sequence[str], device: str, n: int, seed: int
+def _pairs(
+    space: str,
+    embed: Callable[[np.ndarray], np.ndarray],
+    sets: dict[str, np.ndarray],
+    told: Sequence[str],
+    n: int,
+    seed: int,
 ) -> dict[str, pd.DataFrame]:
-    """Mean perceptual distance between the first images of each prompt that has several."""
+    """Mean distance between the first images of each prompt that has several, by ``embed``."""
     texts = np.asarray(told)
     groups = {t: np.flatnonzero(texts == t)[:ALIKE] for t in sorted(set(told))}
     groups = {t: rows for t, rows in groups.items() if len(rows) > 1}
@@ -316,10 +328,10 @@ def _perceptual(
     for name in (*MODELS, "held_out"):
         found = []
         for text, rows in groups.items():  # one at a time: a vector has 345,000 numbers
-            vectors = features.perceptual(sets[name][rows], device=device)
+            vectors = embed(sets[name][rows])
             found.append(quality.spread(vectors, [text] * len(rows), squared=True)[0])
         spreads[name] = np.array(found)
-    table, by_prompt = _spreads("perceptual", spreads, list(groups), n, seed)
+    table, by_prompt = _spreads(space, spreads, list(groups), n, seed)
     return {"quality": table, "prompts": by_prompt}
 
 

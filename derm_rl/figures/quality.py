@@ -116,9 +116,9 @@ def front(config: Config) -> Picture:
 def results_table(config: Config) -> Picture:
     """The paper's table: distance to real images, diversity, alignment; stage 1 against RL.
 
-    Distances name their features, none of which are Inception's; perceptual diversity is LPIPS's
-    distance with EfficientNet-Lite0 and without learned weights, so no number of it or of FID can
-    be compared with one published elsewhere.
+    Distances name their features. Only those of Inception and LPIPS, which are there where their
+    files were (`features.PUBLISHED`), can be compared with numbers published elsewhere; perceptual
+    diversity is LPIPS's distance with EfficientNet-Lite0 and without learned weights.
     """
     stage5 = read_json(config.require("05_alignment") / "metrics.json")
     stage6 = read_json(config.require(STAGE) / "metrics.json")
@@ -130,11 +130,15 @@ def results_table(config: Config) -> Picture:
         ("FID, ImageNet's features ↓", "quality.imagenet.fid", "held_out"),
         ("KID, ImageNet's features ↓", "quality.imagenet.kid", "held_out"),
         ("MMD², ImageNet's features ↓", "quality.imagenet.mmd", "held_out"),
+        ("FID, Inception's features ↓", "quality.inception.fid", "held_out"),
+        ("KID, Inception's features ↓", "quality.inception.kid", "held_out"),
         ("coverage, judge's features ↑", "quality.judge.coverage", "held_out"),
         ("coverage, ImageNet's features ↑", "quality.imagenet.coverage", "held_out"),
         ("perceptual diversity within prompts", "quality.perceptual.spread", "held_out"),
+        ("LPIPS within prompts", "quality.lpips.spread", "held_out"),
     ]
     metrics, rows = stage5 | stage6, []
+    lines = [line for line in lines if f"{line[1]}.rl" in metrics]
     for title, name, ceiling in lines:
         for column in ("stage1", "rl", ceiling):
             if (found := metrics.get(f"{name}.{column}")) is not None:
