@@ -34,7 +34,7 @@ NEAR_LESION = 5  # pixels around a lesion that may be streaks
 BUBBLE_RADII = np.arange(6.0, 13.6, 1.0)  # pixels
 RIM_WIDTH = 0.8  # pixels
 RIM_CURVATURE = 4.0  # lightness per pixel² at which a rim counts half
-BUBBLE_ROUNDNESS = 0.28  # mean over the circle of how much of a rim runs along it
+BUBBLE_ROUNDNESS = 0.27  # mean over the circle of how much of a rim runs along it
 FURTHER = 0.9  # of that suffices beside a bubble that is certain
 
 RULER_REACH = 0.16  # of the image, from each edge
@@ -43,13 +43,13 @@ TICK_PITCH = (4.0, 10.5)  # pixels
 TICK_LIGHTNESS = 20.0  # a single black hair counts no more than that
 TICK_CONTRAST = 7.0  # standard deviation of lightness along the ticks for full weight
 RULER_PART = 0.75  # of the edge along which ticks must be even: of the rest much may be hidden
-RULER_REGULARITY = 0.68  # share of the variance along that part that is one pitch
-ON_STRIP = 0.61  # suffices on a strip that ends as clearly as this:
+RULER_REGULARITY = 0.66  # share of the variance along that part that is one pitch
+ON_STRIP = 0.59  # suffices on a strip that ends as clearly as this:
 CLEAR_JUMP = 8.0  # ΔE*ab
 STRIP_JUMP = 4.0  # ΔE*ab from a ruler's strip to skin
 
 INK_HUE = (-115.0, -25.0)  # degrees in CIELAB: blue to violet
-INK_CHROMA = 32.0  # blue-gray of a lesion stays below about 25
+INK_CHROMA = 27.0  # blue-gray of a lesion stays below about 25
 INK_AREA = 0.002  # of the image
 
 CORNER = 0.07  # of the image's side
