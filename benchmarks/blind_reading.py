@@ -1,0 +1,157 @@
+"""Eyes against instruments: readers say what they see in images, without knowing what was asked.
+
+    python benchmarks/blind_reading.py draw FOLDER --readers anna ben     sheets to look at
+    python benchmarks/blind_reading.py score FOLDER                       what follows from them
+
+``draw`` takes two images of every prompt from stage 05, before and after RL, from the same noise,
+mixes them, and draws them enlarged, with nothing but a number, in another order for each reader:
+``FOLDER/<reader>_<page>.png``. Each reader fills in ``FOLDER/<reader>.csv``, which lies there with
+the numbers: in the column ``seen`` the artifacts that are really there, with spaces between.
+
+``score`` writes ``benchmarks/results/blind_reading_<preset>.csv`` (what was asked, and what each
+reader, judge and rules saw) and ``.json``: the APR by eye of each model, where all readers see
+exactly what was asked; its gain; how far readers agree (kappa); and of each artifact the share that
+judge and rules see where all readers do, and where none does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+from sklearn.metrics import cohen_kappa_score
+
+from derm_rl import config, provenance
+from derm_rl.captions.sampling import wilson
+from derm_rl.config import Config
+from derm_rl.evaluation import bootstrap
+from derm_rl.evaluation.alignment_stage import MODELS, STAGE
+from derm_rl.evaluation.panel import INSTRUMENTS, seen
+from derm_rl.io import read_csv, write_csv, write_json
+from derm_rl.training import hash_of
+
+RESULTS = Path(__file__).parent / "results"
+INDICES = (5, 6)  # of the images of a prompt: the first ones are in figures, which readers may know
+SEED = 1510
+SIDE, ACROSS, PAGE = 288, 4, 16  # pixels of an image on the sheet; images in a row, on a page
+MARGIN, TOP = 22, 20
+
+
+def chosen(settings: Config) -> tuple[pd.DataFrame, np.ndarray]:
+    """Mixed rows of stage 05's samples table, with ``number`` and ``image``; (N, S, S, 3) uint8."""
+    folder = settings.require(STAGE)
+    samples = read_csv(folder / "samples.csv", dtype={"image_seed": "string"})
+    parts, images = [], []
+    for model in MODELS:
+        part = samples[samples["model"] == model].reset_index(drop=True)
+        part = part[part["index"].isin(INDICES)]
+        parts.append(part)
+        images.append(np.load(folder / f"images_{model}.npy", mmap_mode="r")[part.index])
+    table, images = pd.concat(parts, ignore_index=True), np.concatenate(images)
+    order = np.random.default_rng(SEED).permutation(len(table))
+    table, images = table.loc[order].reset_index(drop=True), images[order]
+    table.insert(0, "number", range(1, len(table) + 1))
+    return table.assign(image=[hash_of(image)[:16] for image in images]), images
+
+
+def draw(settings: Config, folder: Path, readers: list[str]) -> None:
+    """Pages and an empty form for each reader; a form that is there is left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, images = chosen(settings)
+    cell = SIDE + MARGIN
+    for k, reader in enumerate(readers):
+        order = np.random.default_rng([SEED, k]).permutation(len(table))
+        for page, start in enumerate(range(0, len(order), PAGE), start=1):
+            rows = order[start : start + PAGE]
+            height = (cell + TOP) * -(-len(rows) // ACROSS)
+            sheet = Image.new("RGB", (cell * ACROSS, height), "white")
+            for j, row in enumerate(rows):
+                x, y = cell * (j % ACROSS), (cell + TOP) * (j // ACROSS)
+                large = Image.fromarray(images[row]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                sheet.paste(large, (x, y + TOP))
+                ImageDraw.Draw(sheet).text((x, y + 4), f"#{row + 1}", fill="black")
+            sheet.save(folder / f"{reader}_{page}.png")
+        if not (form := folder / f"{reader}.csv").exists():
+            write_csv(form, pd.DataFrame({"number": order + 1, "seen": ""}))
+
+
+def read(form: Path, table: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """What a reader saw (N, A) bool in the images of ``table``.
+
+    Raises:
+        ValueError: numbers are missing, twice or unknown, or an artifact is; names the file.
+    """
+    given = read_csv(form, dtype={"seen": "string"})
+    if sorted(given["number"]) != sorted(table["number"]):
+        raise ValueError(f"{form}: each number from 1 to {len(table)} must be there once")
+    words = given.set_index("number")["seen"].reindex(table["number"]).fillna("").str.split()
+    if unknown := sorted(set(itertools.chain.from_iterable(words)) - set(names)):
+        raise ValueError(f"{form}: {unknown[0]!r} is none of {', '.join(names)}")
+    return np.array([[name in row for name in names] for row in words])
+
+
+def score(settings: Config, folder: Path) -> tuple[pd.DataFrame, dict]:
+    """The table of all that was seen, and what follows from it."""
+    table, _ = chosen(settings)
+    by, wanted, names = seen(table)
+    forms = sorted(folder.glob("*.csv"))
+    if len(forms) < 2:
+        raise ValueError(f"{folder} holds {len(forms)} filled-in forms (*.csv); two are needed")
+    readers = {form.stem: read(form, table, names) for form in forms}
+    out = table[["image", "model", "prompt", "index", "image_seed"]].copy()
+    for who, what in {
+        "wanted": wanted,
+        **readers,
+        "judge": by["judge"],
+        "rules": by["rules"],
+    }.items():
+        for j, name in enumerate(names):
+            out[f"{who}_{name}"] = what[:, j].astype(int)
+    right = np.all([(found == wanted).all(1) for found in readers.values()], axis=0)
+    results: dict = {"readers": list(readers), "images": len(table)}
+    for model in MODELS:
+        part = right[(table["model"] == model).to_numpy()]
+        results[f"apr.{model}"] = wilson(int(part.sum()), len(part))._asdict()
+    pairs = out.assign(right=right).pivot(
+        index=["prompt", "index"], columns="model", values="right"
+    )
+    gain = (pairs["rl"].astype(float) - pairs["stage1"]).to_numpy()
+    results["apr.gain"] = bootstrap.interval(gain, seed=SEED)._asdict()
+    for a, b in itertools.combinations(readers, 2):
+        kappa = cohen_kappa_score(readers[a].ravel(), readers[b].ravel())
+        results[f"kappa.{a}.{b}"] = float(kappa)
+    for instrument, (j, name) in itertools.product(INSTRUMENTS, enumerate(names)):
+        votes = np.sum([found[:, j] for found in readers.values()], axis=0)
+        for kind, rows in (("recall", votes == len(readers)), ("false_add", votes == 0)):
+            found = wilson(int(by[instrument][rows, j].sum()), int(rows.sum()))
+            results[f"{instrument}.{kind}.{name}"] = found._asdict()
+    return out, results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("draw", "score"))
+    parser.add_argument("folder", type=Path, help="of the sheets and forms")
+    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--readers", nargs="+", default=["reader_1", "reader_2"])
+    arguments = parser.parse_args()
+    settings = config.load(arguments.preset)
+    if arguments.what == "draw":
+        draw(settings, arguments.folder, arguments.readers)
+        print(f"sheets and forms in {arguments.folder}")
+        return
+    table, results = score(settings, arguments.folder)
+    name = f"blind_reading_{arguments.preset}"
+    write_csv(RESULTS / f"{name}.csv", table)
+    facts = {"preset": arguments.preset, "seed": settings.seed, "commit": provenance.commit()}
+    write_json(RESULTS / f"{name}.json", facts | results)
+    for key, value in results.items():
+        print(f"{key:30s} {value}")
+
+
+if __name__ == "__main__":
+    main()
