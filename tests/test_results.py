@@ -201,3 +201,30 @@ def test_the_readme_states_what_the_eye_saw():
     assert read_json(FIGURES / "metrics.json")["panel.audit.visible"]["value"] == pytest.approx(
         every.mean(), abs=1e-6
     )
+
+
+def test_the_readme_states_what_readers_saw_blind():
+    results = ROOT / "benchmarks" / "results"
+    table = read_csv(results / "blind_reading_demo.csv")
+    readers = read_json(results / "blind_reading_demo.json")["readers"]
+
+    def sees(who):
+        return table[[f"{who}_{a}" for a in ARTIFACTS]].to_numpy(bool)
+
+    wanted, by_eye = sees("wanted"), [sees(reader) for reader in readers]
+    right = np.all([(found == wanted).all(1) for found in by_eye], axis=0)
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for model in ("stage1", "rl"):
+        part = right[table["model"] == model]
+        low, high = binomtest(int(part.sum()), len(part)).proportion_ci(method="wilson")
+        share = f"({part.mean():.2f} [{low:.2f}, {high:.2f}])"
+        images = "images of stage 1 " if model == "stage1" else "after RL "
+        assert f"{part.sum()} of {len(part)} {images}{share}" in text
+    both, found = np.all(by_eye, axis=0), []
+    for instrument in ("rules", "judge"):
+        seen = sees(instrument)
+        found += [f"{seen[both[:, j], j].mean():.2f}" for j in range(len(ARTIFACTS))]
+    assert (
+        "they find {} of hairs, {} of bubbles, {} of rulers and {} of ink "
+        "(the judge {}, {}, {}, {})".format(*found)
+    ) in text
