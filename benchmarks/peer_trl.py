@@ -8,8 +8,9 @@ the pinned requirements, and runs in a process of its own. Both start from stage
 are paid by the preset's reward. TRL may spend as many passes of an image through the UNet as stage
 04 did (a backward one counts as two more), at the best of several learning rates, by the reward, on
 the first seed. Then ours is trained for shares of the preset's epochs, to see how much it needs to
-get where TRL ends. Every pipeline is measured on the same noise by judge and rules together, at the
-guidance that suits it best on other noise by the reward classifier.
+get where TRL ends. Neither uses classifier-free guidance. Every pipeline is measured on the same
+noise by judge and rules together, sampled as it was trained: TRL's with the noise of DDPO in each
+step (η = 1), ours as stage 05 does; so each has a stage 1 of its own to be compared with.
 
 Writes ``benchmarks/results/peer_trl_cpu.csv`` (a row a training) and ``.json``: the gains, and, if
 TRL gains anything at all, ``unet_passes_ratio`` and ``seconds_ratio``, theirs over ours.
@@ -34,8 +35,8 @@ import torch
 from derm_rl import classifier, config, data, pipeline, prompts, provenance
 from derm_rl.config import Config
 from derm_rl.ddpo import trainer
-from derm_rl.evaluation import alignment, bootstrap, panel
-from derm_rl.evaluation.alignment_stage import _graded, arrays
+from derm_rl.evaluation import bootstrap, panel
+from derm_rl.evaluation.alignment_stage import _graded
 from derm_rl.evaluation.generation import generate
 from derm_rl.io import read_csv, read_json, write_csv, write_json
 from derm_rl.paths import ROOT, RUNS
@@ -45,9 +46,8 @@ RESULTS = Path(__file__).parent / "results"
 WORK = RUNS / "peer_trl"
 TRL = "trl==0.23.1"
 RATES = (3e-4, 1e-3, 3e-3)
-STEPS, GUIDANCE = 12, 4.0  # of TRL's samples, in training too: it has no epochs without guidance
+STEPS, ETA = 12, 1.0  # of TRL's samples
 IMAGES = 256  # an epoch, eight of each prompt, as stage 04's
-GUIDANCES = (1.0, 2.0, 4.0)
 MEASURED = 16  # images of each prompt
 FEWER = (0.1, 0.2, 0.4, 0.7)  # of our epochs
 
@@ -87,7 +87,7 @@ def train_trl(settings: Config, rate: float, passes: int, folder: Path) -> None:
     pipe.unet.register_forward_pre_hook(count, with_kwargs=True)
     options = DDPOConfig(
         seed=settings.seed, log_with=None, mixed_precision="no", save_freq=10**6,
-        sample_num_steps=STEPS, sample_eta=1.0, sample_guidance_scale=GUIDANCE, train_cfg=True,
+        sample_num_steps=STEPS, sample_eta=ETA, sample_guidance_scale=1.0, train_cfg=False,
         sample_batch_size=128, sample_num_batches_per_epoch=IMAGES // 128, train_batch_size=64,
         train_gradient_accumulation_steps=1, train_learning_rate=rate,
         per_prompt_stat_tracking=True, project_kwargs={"project_dir": str(folder)},
@@ -137,28 +137,19 @@ def ours(settings: Config, share: float) -> dict:
     return {"pipeline": folder / "pipeline", "unet_passes": passes, "seconds": seconds}
 
 
-def measured(settings: Config, folder: Path) -> np.ndarray:
+def measured(settings: Config, folder: Path, eta: float) -> np.ndarray:
     """Of each image (P·n,) whether judge and rules see exactly what was asked for."""
     classifiers = settings.require("02_reward_classifier")
     judge, reward = (classifier.load(classifiers / name) for name in ("judge", "reward"))
     words = data.vocabulary(settings)
     findings = prompts.all_prompts(words.diagnoses, words.artifacts)
-    pipe, common = pipeline.load(folder), settings.alignment
-
-    def drawn(n: int, seed: int, guidance: float) -> pd.DataFrame:
-        images = generate(
-            pipe, findings, n, seed, common.inference_steps, guidance, common.eta,
-            common.batch_size, mixed_precision=common.mixed_precision, progress=True,
-        )  # fmt: skip
-        return _graded("rl", images, findings, n, judge, reward)
-
-    rows = []
-    for guidance in GUIDANCES:
-        a, names = arrays(drawn(common.front_images_per_prompt, common.seed + 3, guidance))
-        right = alignment.matches(a["reward"], a["wanted"], names)["apr"].mean()
-        rows.append({"guidance_scale": guidance, "apr": right})
-    guidance = alignment.best_guidance(pd.DataFrame(rows))
-    return panel.hits(drawn(MEASURED, common.seed + 2, guidance))["panel"].to_numpy(float)
+    common = settings.alignment
+    images = generate(
+        pipeline.load(folder), findings, MEASURED, common.seed + 2, common.inference_steps, 1.0,
+        eta, common.batch_size, mixed_precision=common.mixed_precision, progress=True,
+    )  # fmt: skip
+    samples = _graded("rl", images, findings, MEASURED, judge, reward)
+    return panel.hits(samples)["panel"].to_numpy(float)
 
 
 def main() -> None:
@@ -174,7 +165,8 @@ def main() -> None:
     rows, best = [], None
     for seed in arguments.seeds:
         settings = loaded(arguments.preset, seed)
-        before = measured(settings, stage1(settings))
+        etas = {"trl": ETA, "ours": settings.alignment.eta}
+        before = {who: measured(settings, stage1(settings), eta) for who, eta in etas.items()}
         whole = ours(settings, 1)
         every = {rate: by_trl(arguments.preset, seed, rate, whole["unet_passes"])
                  for rate in (RATES if best is None else (best,))}  # fmt: skip
@@ -183,8 +175,8 @@ def main() -> None:
         trained = [("trl", rate, facts) for rate, facts in every.items()]
         trained += [("ours", share, ours(settings, share)) for share in (*FEWER, 1)]
         for who, what, facts in trained:
-            after = measured(settings, facts["pipeline"])
-            gain = bootstrap.interval(after - before, strata=np.repeat(range(32), MEASURED))
+            after = measured(settings, facts["pipeline"], etas[who])
+            gain = bootstrap.interval(after - before[who], strata=np.repeat(range(32), MEASURED))
             rows.append(
                 {"who": who, "rate" if who == "trl" else "share": what, "seed": seed}
                 | {k: facts[k] for k in ("unet_passes", "seconds")}
@@ -214,7 +206,7 @@ def ratios(table: pd.DataFrame, rate: float) -> dict:
     if (trl["gain_low"] > 0).all():
         ratios = []
         for seed, theirs in trl.iterrows():
-            enough = own[(own["seed"] == seed) & (own["panel_apr"] >= theirs["panel_apr"])]
+            enough = own[(own["seed"] == seed) & (own["gain"] >= theirs["gain"])]
             if enough.empty:
                 return found | {"why": f"ours does not get where TRL ends with seed {seed}"}
             least = enough.nsmallest(1, "unet_passes").iloc[0]
