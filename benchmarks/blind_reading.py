@@ -5,8 +5,9 @@
 
 ``draw`` takes two images of every prompt from stage 05, before and after RL, from the same noise,
 mixes them, and draws them enlarged, with nothing but a number, in another order for each reader:
-``FOLDER/<reader>_<page>.png``. Each reader fills in ``FOLDER/<reader>.csv``, which lies there with
-the numbers: in the column ``seen`` the artifacts that are really there, with spaces between.
+``FOLDER/<reader>_<page>.png``. Beside them lies ``FOLDER/<reader>.csv`` with the numbers (and a
+hash of each image), for the reader to fill in: in the column ``seen`` the artifacts that are really
+there, with spaces between.
 
 ``score`` writes ``benchmarks/results/blind_reading_<preset>.csv`` (what was asked, and what each
 reader, judge and rules saw) and ``.json``: the APR by eye of each model, where all readers see
@@ -76,19 +77,24 @@ def draw(settings: Config, folder: Path, readers: list[str]) -> None:
                 ImageDraw.Draw(sheet).text((x, y + 4), f"#{row + 1}", fill="black")
             sheet.save(folder / f"{reader}_{page}.png")
         if not (form := folder / f"{reader}.csv").exists():
-            write_csv(form, pd.DataFrame({"number": order + 1, "seen": ""}))
+            blank = table.loc[order, ["number", "image"]].assign(seen="")
+            write_csv(form, blank)
 
 
 def read(form: Path, table: pd.DataFrame, names: list[str]) -> np.ndarray:
     """What a reader saw (N, A) bool in the images of ``table``.
 
     Raises:
-        ValueError: numbers are missing, twice or unknown, or an artifact is; names the file.
+        ValueError: an image is missing or twice, an artifact is unknown, or stage 05 has drawn
+            other images since; names the file.
     """
     given = read_csv(form, dtype={"seen": "string"})
     if sorted(given["number"]) != sorted(table["number"]):
         raise ValueError(f"{form}: each number from 1 to {len(table)} must be there once")
-    words = given.set_index("number")["seen"].reindex(table["number"]).fillna("").str.split()
+    given = given.set_index("number").loc[table["number"]].reset_index()
+    if (given["image"] != table["image"]).any():
+        raise ValueError(f"{form} is about other images than those of stage 05: draw sheets anew")
+    words = given["seen"].fillna("").str.split()
     if unknown := sorted(set(itertools.chain.from_iterable(words)) - set(names)):
         raise ValueError(f"{form}: {unknown[0]!r} is none of {', '.join(names)}")
     return np.array([[name in row for name in names] for row in words])

@@ -317,7 +317,9 @@ class _Runner:
             merged["reproduce.peak_memory_gb"] = provenance.metric(self.config, peak)
         file = self.config.figures_dir / "metrics.json"
         if not complete and file.is_file():  # numbers of stages not run here stay, as figures do
-            merged = read_json(file) | merged
+            # But not what readers said: of these images they may have seen none.
+            old = {k: v for k, v in read_json(file).items() if not k.startswith("panel.audit.")}
+            merged = old | merged
         if merged and (self.ran or _stale(file, merged)):
             write_json(file, merged)
         self._notes()

@@ -208,7 +208,8 @@ class DDPOConfig(Section):
     anchor: float = Field(
         ge=0,
         description="stage 1's training images, denoised beside each update so that they stay "
-        "likely: as a share of its pairs, each with the weight of an advantage of 1; 0 = none",
+        "likely: as a share of its pairs, each with the weight that an advantage of 1 has in awm; "
+        "0 = none",
     )
     variety: float = Field(
         ge=0,
@@ -274,6 +275,9 @@ class DDPOConfig(Section):
             )
         if self.direct_steps is not None and self.direct_steps > self.inference_steps:
             raise ValueError("direct_steps must not exceed inference_steps")
+        for name in ("anchor", "variety"):
+            if self.direct_steps is not None and getattr(self, name):
+                raise ValueError(f"{name} is of the policy gradient: with direct_steps set it to 0")
         if self.objective != "ddpo":
             for name in ("stochastic_steps", "direct_steps", "gae_lambda"):
                 if getattr(self, name) is not None:

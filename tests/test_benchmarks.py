@@ -76,3 +76,53 @@ def test_where_a_curve_reaches_a_target(benchmark):
     reached = benchmark["ddpo"].reached
     assert reached(curve, 0.5, "seconds") == 3.0  # means of three: 0.2, 0.35, 0.4, 0.53, 0.63
     assert np.isnan(reached(curve, 0.7, "seconds"))
+
+
+def test_what_readers_see_blind_is_scored_against_what_was_asked(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import blind_reading
+
+    from derm_rl.config import load
+
+    folder, names, rows = tmp_path / "05", ("hair", "ruler"), []
+    for model in ("stage1", "rl"):
+        for text, wanted in (("with hair", (1, 0)), ("with ruler", (0, 1))):
+            for index in range(8):
+                found = wanted if model == "rl" else (0, 0)
+                row = {"model": model, "prompt": text, "index": index, "image_seed": index}
+                row |= {f"wanted_{n}": x for n, x in zip(names, wanted, strict=True)}
+                for who in ("judge", "rules"):
+                    row |= {f"{who}_{n}": x for n, x in zip(names, found, strict=True)}
+                rows.append(row)
+    folder.mkdir()
+    pd.DataFrame(rows).to_csv(folder / "samples.csv", index=False)
+    random = np.random.default_rng(0)
+    for model in ("stage1", "rl"):
+        images = random.integers(0, 255, (16, 8, 8, 3), np.uint8)
+        np.save(folder / f"images_{model}.npy", images)
+    settings = load("smoke")
+    monkeypatch.setattr(type(settings), "require", lambda self, stage: folder)
+    sheets = tmp_path / "sheets"
+    blind_reading.draw(settings, sheets, ["anna", "ben"])
+    assert len(list(sheets.glob("*.png"))) == 2
+    key = blind_reading.chosen(settings)[0].set_index("number")
+    orders = []
+    for reader in ("anna", "ben"):
+        form = pd.read_csv(sheets / f"{reader}.csv")
+        assert list(form.columns) == ["number", "image", "seen"] and len(form) == 8
+        orders.append(form["number"].tolist())
+        rl = key.loc[form["number"]]
+        form["seen"] = np.where(rl["model"] == "rl", rl["prompt"].str.removeprefix("with "), "")
+        if reader == "ben":  # does not see one of RL's
+            form.loc[form["seen"].ne("").idxmax(), "seen"] = ""
+        form.to_csv(sheets / f"{reader}.csv", index=False)
+    assert orders[0] != orders[1]
+    table, results = blind_reading.score(settings, sheets)
+    assert results["apr.stage1"]["value"] == 0 and results["apr.rl"]["value"] == 0.75
+    assert results["apr.gain"]["value"] == 0.75 and results["apr.gain"]["n"] == 4
+    assert table["anna_hair"].sum() + table["anna_ruler"].sum() == 4
+    assert results["judge.recall.hair"]["value"] == 1 and results["judge.false_add.hair"]["n"] > 0
+    assert 0 < results["kappa.anna.ben"] < 1
+    np.save(folder / "images_rl.npy", 255 - np.load(folder / "images_rl.npy"))
+    with pytest.raises(ValueError, match=r"anna\.csv is about other images"):
+        blind_reading.score(settings, sheets)

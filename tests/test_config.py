@@ -108,6 +108,12 @@ def test_decoys_are_drawn_into_phantoms_only(tmp_path):
     assert config.load("smoke", ["classifier.decoys=0.2"]).classifier.decoys == 0.2
 
 
+def test_what_the_direct_gradient_does_not_know_is_refused():
+    for name in ("anchor", "variety"):
+        with pytest.raises(config.ConfigError, match=f"{name} is of the policy gradient"):
+            config.load("smoke", ["ddpo.objective=ddpo", "ddpo.direct_steps=1", f"ddpo.{name}=0.5"])
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     assert config.load("smoke", ["ddpo.learning_rate=1e-4"]).ddpo.learning_rate == 1e-4
 

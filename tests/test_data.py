@@ -58,6 +58,7 @@ def files(tmp_path):
 
 def ham_config(root, *overrides: str) -> config.Config:
     settings = ["data.source=ham10000", "data.images=null", "data.min_positives=5"]
+    settings.append("classifier.decoys=0")
     return config.load("demo", [*BASE, *settings, "data.on_error=raise", *overrides], root)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from train_tiny import brightness, settings_of, task_of
 
 from derm_rl import pipeline
-from derm_rl.ddpo import trainer
+from derm_rl.ddpo import trainer, update
 from derm_rl.ddpo.sampling import Policy
 from derm_rl.ddpo.update import OffPolicyError
 from derm_rl.io import read_csv, read_json
@@ -363,6 +364,15 @@ def test_an_anchor_keeps_training_images_likely(tiny_pipeline_folder, tmp_path, 
             output = pipe.unet(x, t, embeds).sample
         loss[share] = (output - target).square().mean().item()
     assert loss[8.0] < 0.9 * loss[0.0], loss
+
+
+def test_a_process_without_an_image_to_hold_on_to_makes_no_pass(tiny_pipeline_folder):
+    """Fewer training images than processes: attention refuses an empty batch on a GPU."""
+    pipe = pipeline.load(tiny_pipeline_folder)
+    policy = Policy(pipe, accelerator_of("no"), task_of(), settings_of(anchor=0.01))
+    second = SimpleNamespace(num_processes=2, process_index=1)
+    policy.denoise = None  # any pass would fail
+    update.anchor(policy, 1, second, 0)
 
 
 def test_the_direct_gradient_is_that_of_the_reward(tiny_pipeline_folder, tmp_path):

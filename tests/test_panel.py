@@ -7,7 +7,7 @@ import pytest
 from derm_rl import config, prompts
 from derm_rl.captions.verdicts import Store, Verdict
 from derm_rl.data import phantom
-from derm_rl.evaluation import audit, panel
+from derm_rl.evaluation import audit, audit_sheet, panel
 from derm_rl.io import write_csv
 
 NAMES = ("hair", "gel_bubble", "ruler", "ink")
@@ -83,11 +83,11 @@ def test_rates_by_hand():
 def test_the_audit_shows_hits_of_the_judge_that_ask_for_something():
     part = TABLE[TABLE["model"] == "rl"].reset_index(drop=True)
     many = pd.concat([TABLE] * 10, ignore_index=True)
-    chosen = audit.sample(many, n=12)
+    chosen = audit_sheet.sample(many, n=12)
     of = pd.concat([part] * 10, ignore_index=True).iloc[chosen]
     assert len(set(chosen)) == 12 and of["wanted_ruler"].all() and panel.hits(of)["judge"].all()
-    assert chosen == audit.sample(many, n=12) != audit.sample(many, n=12, seed=1)
-    assert sorted(audit.sample(TABLE, model="rl")) == [0, 1]
+    assert chosen == audit_sheet.sample(many, n=12) != audit_sheet.sample(many, n=12, seed=1)
+    assert sorted(audit_sheet.sample(TABLE, model="rl")) == [0, 1]
 
 
 @pytest.fixture

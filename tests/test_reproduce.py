@@ -289,6 +289,7 @@ def test_one_stage_alone_loses_no_number_of_the_others(project, quick):
     file = config.load("smoke").figures_dir / "metrics.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     before = {"a.b": entry | {"value": 0.0}, "c.d": entry | {"value": 2.0}}
+    before["panel.audit.visible"] = entry | {"value": 3.0}  # nobody has read these images
     file.write_text(json.dumps(before))
     go(project, only="01")
     now = json.loads(file.read_text())

@@ -211,6 +211,15 @@ def test_the_readme_states_what_readers_saw_blind():
     def sees(who):
         return table[[f"{who}_{a}" for a in ARTIFACTS]].to_numpy(bool)
 
+    if unchanged(FIGURES):  # the readings are about the images of the committed figures
+        samples = read_csv(FIGURES / "alignment_samples.csv")
+        same_images = table.merge(samples, on=["model", "prompt", "index"], suffixes=("", "_now"))
+        assert len(same_images) == len(table)
+        for a in ARTIFACTS:
+            assert (same_images[f"rules_{a}"] == same_images[f"rules_{a}_now"]).all()
+            called = same_images[f"judge_{a}_now"] > 0.5
+            assert (same_images[f"judge_{a}"].astype(bool) == called).all()
+
     wanted, by_eye = sees("wanted"), [sees(reader) for reader in readers]
     right = np.all([(found == wanted).all(1) for found in by_eye], axis=0)
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

@@ -79,7 +79,7 @@ class Policy:
         self.for_evaluation()
 
     def for_evaluation(self) -> None:
-        """From here on, sample as in use: every step stochastic, the last guidance scale."""
+        """From here on, sample with noise (``eta``) in every step, at the last guidance scale."""
         settings = self.settings
         self.guidance_scale = settings.guidance_scales[-1]
         self.judges_steps = self.noises_anew = False
@@ -142,7 +142,8 @@ class Policy:
         """The finished latents at some timesteps, and the model's output there.
 
         Images of one prompt share timesteps and noise: advantages of a prompt sum to zero, so what
-        the noise asks of all of them alike cancels, and what tells them apart remains.
+        the noise asks of all of them alike cancels, and what tells them apart remains. In a single
+        update only in part, as a prompt's images are spread over those of an epoch.
         """
         latents, count, randoms = path.latents[:, -1].float(), self.settings.noised_timesteps, []
         for p in prompt:

@@ -209,7 +209,7 @@ def policy_gradient(
     if settings.gae_lambda is None:
         credit = np.repeat(advantage[:, None], policy.columns, 1)
     else:
-        total, values = everyone["rewards"].mean(1), everyone["values"]
+        total, values = paid.mean(1), everyone["values"]
         credit = by_step(prompt.tolist(), advantage, total, values, settings.gae_lambda)
     return row | update(policy, batch, credit, state, seed, epoch)
 

@@ -141,6 +141,8 @@ def anchor(policy: Policy, pairs: int, accelerator: Accelerator, *seeds: int | s
     noise = torch.randn(count, 1, *policy.shape, generator=random)
     scheduler = policy.pipe.scheduler
     for i in torch.arange(count)[rank::world].split(settings.batch_size):
+        if not len(i):  # of so few, this process has none
+            continue
         latents = examples.latents.flatten(0, 1)[row[i]].float().to(unet.device)
         timestep = matching.timesteps(1, scheduler, u[i]).to(unet.device)
         noised, target = matching.noised(scheduler, latents, timestep, noise[i].to(unet.device))

@@ -135,7 +135,9 @@ def _measure(
         correct["panel_apr"] = panel.hits(part)["panel"].astype(float)
         row = {"model": model, "guidance_scale": guidance, "adapter_scale": adapter, "n": len(part)}
         for measure in correct:
-            found = alignment.rate(correct[measure], part["prompt"], settings.bootstrap)
+            found = alignment.rate(
+                correct[measure], part["prompt"], settings.bootstrap, config.seed
+            )
             row |= bootstrap.columns(measure, found)
         return row
 

@@ -33,7 +33,7 @@ PUBLISHED = {"inception": "inception-2015-12-05.pt", "lpips": "vgg16.pt"}
 
 
 class MissingFeatures(ImportError):
-    """The packages of the ImageNet features are not installed."""
+    """The package or the file of a network is not there."""
 
 
 @cache
@@ -121,13 +121,7 @@ def published(
     Raises:
         MissingFeatures: its file is not there; says where it belongs.
     """
-    file = published_file(name)
-    if not file.is_file():
-        raise MissingFeatures(
-            f"the features {name!r} need {file}; the comment at PUBLISHED in "
-            "derm_rl/evaluation/features.py says where it comes from"
-        )
-    model = torch.jit.load(file, map_location=device).eval()
+    model = _scripted(published_file(name), device)
     asked = (
         {"return_features": True}
         if name == "inception"
@@ -138,6 +132,16 @@ def published(
         for batch in _batches(images, batch_size)
     ]
     return np.concatenate(parts)
+
+
+@cache
+def _scripted(file: Path, device: str) -> nn.Module:
+    if not file.is_file():
+        raise MissingFeatures(
+            f"{file} is not there; the comment at PUBLISHED in derm_rl/evaluation/features.py says "
+            "where it comes from"
+        )
+    return torch.jit.load(file, map_location=device).eval()
 
 
 def published_file(name: str) -> Path:

@@ -76,6 +76,11 @@ def run(config: Config, progress: bool = True) -> Path:
         spaces["inception"] = lambda images: features.published("inception", images, device=device)
     points = read_csv(source / "front.csv")
     few, of_reference = _few(made, texts, config.alignment.front_images_per_prompt)
+    if len(few) <= K:
+        raise ValueError(
+            f"a point of the front has {len(few)} images: stage 06 needs more than {K}; raise "
+            "alignment.front_images_per_prompt"
+        )
     files = points[list(POINT)].itertuples(index=False, name=None)
     fronts = {point: np.load(source / front_file(*point), mmap_mode="r")[few] for point in files}
     n, seed, parts = config.alignment.bootstrap, config.seed, []

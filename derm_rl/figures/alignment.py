@@ -193,7 +193,7 @@ def audit(config: Config, columns: int = 8) -> Picture:
 
     :func:`derm_rl.evaluation.audit.review` collects what readers say.
     """
-    from derm_rl.evaluation.audit import sheet
+    from derm_rl.evaluation.audit_sheet import sheet
 
     table, images = sheet(config)
     fig, grid = axes(max(1, -(-len(table) // columns)), columns, 1.5, 1.75)

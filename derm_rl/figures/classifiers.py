@@ -114,14 +114,15 @@ def decoys(config: Config, each: int = 2) -> Picture | None:
         called = mine.groupby("family", sort=False)["called"].agg(["sum", "size"])
         found = pd.DataFrame([wilson(*map(int, row)) for row in called.to_numpy()])
         x = np.arange(len(families)) + 0.36 * (k - 0.5)
-        share = mine["called"].mean()
-        label = f"{model}: {share:.3f} of {len(mine):,}"
+        label = f"{model}: {mine['called'].sum()} of {len(mine):,} ({mine['called'].mean():.3f})"
         bars(grid["bars"], x, found, 0.36, color=COLOURS[k], label=label)
         before = mine.groupby("family", sort=False)["before"].mean()
         label = "the same without the decoy" if k == 0 else None
         grid["bars"].hlines(before, x - 0.18, x + 0.18, color="black", linewidth=1.2, label=label)
     grid["bars"].set(xticks=range(len(families)), xticklabels=families,
-                     ylabel="called an artifact,\n95 % interval", ylim=(0, 1.2))  # fmt: skip
+                     ylabel="called an artifact,\n95 % interval")  # fmt: skip
+    grid["bars"].margins(y=0.25)  # room for the legend
+    grid["bars"].set_ylim(bottom=0)
     grid["bars"].legend(fontsize=8, loc="upper center", ncols=3)
     plain(grid["bars"])
     if phantom:

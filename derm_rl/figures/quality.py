@@ -53,7 +53,7 @@ def quality(config: Config) -> Picture:
         plain(ax)
     row[0].set_ylim(0, None)
     fig.legend(*row[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
-    fig.suptitle(f"best near the line{note(config)}", fontsize=8)
+    fig.suptitle(f"line: what other {_real(config)} get{note(config)}", fontsize=8)
     save_fig(fig, "quality", table, config)
     return fig
 
@@ -62,11 +62,11 @@ def front(config: Config) -> Picture:
     """What alignment costs: the panel's APR against coverage, over guidance and adapter scale.
 
     Few images a point, on other noise than everything else, so bounds are wide. A ring: the point
-    that stage 05 chose, by the reward classifier. The line: the coverage of as many held-out
+    that stage 05 chose, by the reward classifier. Above each panel the coverage of as many held-out
     images. Up and to the right is better.
     """
     table = read_csv(config.require(STAGE) / "front.csv")
-    fig, (row,) = axes(1, len(SPACES), 4.4, 3.6, sharey=True)
+    fig, (row,) = axes(1, len(SPACES), 4.8, 4.4, sharey=True)
     for ax, (space, title) in zip(row, SPACES.items(), strict=True):
         part = table[table["features"] == space]
         made = part[part["model"] != "held_out"]
@@ -84,10 +84,13 @@ def front(config: Config) -> Picture:
                     points["coverage"], points["panel_apr"], style, marker="o", markersize=3,
                     color=COLOURS[model], label=f"{label}, {what}", linewidth=1.2,
                 )  # fmt: skip
+                sign, away = ("g", (3, 3)) if scale == "guidance_scale" else ("×", (3, -8))
                 for point in points.itertuples():
+                    if sign == "×" and point.adapter_scale == 1:  # on the other line, too
+                        continue
                     ax.annotate(
-                        f"{getattr(point, scale):g}", (point.coverage, point.panel_apr),
-                        (3, 3 if scale == "guidance_scale" else -8), fontsize=6,
+                        f"{sign}{getattr(point, scale):g}", (point.coverage, point.panel_apr),
+                        away if model == "rl" else (-13, 3), fontsize=6,
                         textcoords="offset points", color=COLOURS[model],
                     )  # fmt: skip
         bounds = {
@@ -100,15 +103,15 @@ def front(config: Config) -> Picture:
         chosen = made[made["chosen"]]
         ax.plot(chosen["coverage"], chosen["panel_apr"], "o", mfc="none", mec="0.2", markersize=9)
         ceiling = part.loc[part["model"] == "held_out", "coverage"].iloc[0]
-        ax.axvline(ceiling, color="0.4", linewidth=1, linestyle="--", label=_real(config))
+        ax.set_title(f"{_real(config)}: coverage {ceiling:.2f}", fontsize=8)
         ax.set_xlabel(f"coverage, {title}")
         plain(ax)
     row[0].set_ylabel("APR, judge and rules agree")
-    row[0].set_ylim(0, None)
     handles = row[0].get_legend_handles_labels()
     fig.legend(*handles, fontsize=7, ncols=2, loc="outside lower center")
     n = int(table["n"].max())
-    fig.suptitle(f"{n} images a point{note(config)}", fontsize=8)
+    told = f"{n} images a point; g: guidance, ×: adapter; ring: chosen by the reward classifier"
+    fig.suptitle(told + note(config), fontsize=8)
     save_fig(fig, "front", table, config)
     return fig
 
@@ -183,9 +186,10 @@ def fallen_out(config: Config, n: int = 12) -> Picture:
         "precision": np.load(config.require("05_alignment") / "images_rl.npy", mmap_mode="r"),
         "coverage": np.load(folder / "reference.npy", mmap_mode="r"),
     }
+    out = 1 - table.groupby("measure")["inside"].mean()
     titles = {
-        "precision": f"after RL, and near none of the {_real(config)}",
-        "coverage": f"{_real(config)}, and nothing like it after RL",
+        "precision": f"after RL, near none of the {_real(config)}: {out['precision']:.2f} of all",
+        "coverage": f"{_real(config)}, nothing like it after RL: {out['coverage']:.2f} of all",
     }
     fig, grid = axes(2, n, 0.95, 1.55)
     chosen = []
@@ -203,6 +207,6 @@ def fallen_out(config: Config, n: int = 12) -> Picture:
         else:
             row[(len(part) - 1) // 2].set_xlabel(title, fontsize=8)
         chosen.append(part)
-    fig.suptitle(note(config).strip(), fontsize=7)
+    fig.suptitle(f"by ImageNet's features{note(config)}", fontsize=7)
     save_fig(fig, "fallen_out", pd.concat(chosen), config)
     return fig

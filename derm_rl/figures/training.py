@@ -125,7 +125,7 @@ def learning(log: pd.DataFrame, limits: AlarmConfig) -> Picture:
     for scale, colour in zip(scales, COLOURS[::-1], strict=False):
         rows = log[log["guidance_scale"] == scale]
         _line(reward, rows, "reward", f"training samples, guidance {scale:g}", colour)
-    _line(reward, log, "eval_reward", "fixed noise, averaged weights", AFTER)
+    _line(reward, log, "eval_reward", "evaluation: fixed noise, averaged weights", AFTER)
     reward.set(title="reward (what is optimized)")
     _line(judge, log, "eval_judge_hard", "labels right", AFTER)
     _line(judge, log, "eval_judge_apr", "all artifacts right (APR)", COLOURS[2])
