@@ -50,8 +50,8 @@ lab: $(READY) ## open JupyterLab on the notebooks
 figures: $(READY) ## redraw the figures of a preset from its finished stages
 	@$(BIN)/python -m derm_rl figures --preset $(PRESET) $(ARGS)
 
-base: $(READY) ## train models/ from nothing (about an hour on one core)
+base: $(READY) ## train models/ from nothing (about five hours on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m derm_rl.base
 
-bench: $(READY) ## the demo's alignment gain for three seeds (75 minutes)
+bench: $(READY) ## the demo's alignment gain for three seeds (three hours in float32)
 	$(BIN)/python benchmarks/seeds.py
