@@ -4,6 +4,7 @@ import math
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
@@ -237,3 +238,14 @@ def test_the_readme_states_what_readers_saw_blind():
         "they find {} of hairs, {} of bubbles, {} of rulers and {} of ink "
         "(the judge {}, {}, {}, {})".format(*found)
     ) in text
+    guided = read_csv(results / "blind_reading_demo_guidance.csv")
+    asked = guided[[f"wanted_{a}" for a in ARTIFACTS]].to_numpy()
+    right = [
+        (guided[[f"{reader}_{a}" for a in ARTIFACTS]].to_numpy() == asked).all(1)
+        for reader in readers
+    ]
+    by_scale = (
+        pd.Series(np.all(right, axis=0)).groupby(guided["guidance_scale"]).agg(["sum", "size"])
+    )
+    said = [f"{row['sum']} of {row['size']} at guidance {g}" for g, row in by_scale.iterrows()]
+    assert f"in {said[0]} and in {said[1]}" in text
