@@ -249,3 +249,14 @@ def test_the_readme_states_what_readers_saw_blind():
     )
     said = [f"{row['sum']} of {row['size']} at guidance {g}" for g, row in by_scale.iterrows()]
     assert f"in {said[0]} and in {said[1]}" in text
+
+
+def test_the_readme_states_what_the_anchor_does():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    names = ["alignment.apr.gain", "panel.apr.gain"]
+    names += [f"panel.rules.recall.{a}" for a in ARTIFACTS]
+    names += ["quality.judge.coverage.gain", "quality.imagenet.coverage.gain"]
+    names += ["quality.spread.ratio"]
+    for _, row in read_csv(ROOT / "benchmarks" / "results" / "anchor_demo.csv").iterrows():
+        cells = [f"{row['anchor']:g}", *(f"{row[name]:.2f}" for name in names)]
+        assert "| " + " | ".join(cells) + " |" in lines
