@@ -19,6 +19,7 @@ TRL gains anything at all, ``unet_passes_ratio`` and ``seconds_ratio``, theirs o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -65,6 +66,13 @@ def stage1(settings: Config) -> Path:
     return settings.require("03_finetune_stable_diffusion") / "pipeline"
 
 
+def basis(settings: Config) -> str:
+    """What a training depends on beside its own arguments: the preset, and this stage 1."""
+    stamp = (stage1(settings).parent / "stage.json").read_text(encoding="utf-8")
+    known = settings.model_dump_json() + stamp + repr((STEPS, ETA, IMAGES))
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
+
+
 def train_trl(settings: Config, rate: float, passes: int, folder: Path) -> None:
     """Where TRL can be imported: train, merge, save; ``log.json`` has rewards, passes, seconds."""
     from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
@@ -107,7 +115,7 @@ def train_trl(settings: Config, rate: float, passes: int, folder: Path) -> None:
 
 def by_trl(preset: str, seed: int, rate: float, passes: int) -> dict:
     """Facts of a training by TRL, which is done unless it was."""
-    folder = WORK / f"{preset}_{seed}_{rate:g}_{passes}"
+    folder = WORK / f"{preset}_{seed}_{rate:g}_{passes}_{basis(loaded(preset, seed))}"
     if not (folder / "log.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         argument = json.dumps([preset, seed, rate, passes, str(folder)])
@@ -123,14 +131,15 @@ def ours(settings: Config, share: float) -> dict:
     folder = settings.require("04_ddpo")
     if share < 1:
         epochs = max(1, round(share * settings.ddpo.epochs))
-        folder = WORK / f"ours_{settings.name}_{settings.seed}_{epochs}"
-        if not (folder / "log.csv").is_file():
+        folder = WORK / f"ours_{settings.name}_{settings.seed}_{epochs}_{basis(settings)}"
+        if not (folder / "done").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             pipe = pipeline.load(stage1(settings))
             fewer = settings.ddpo.model_copy(update={"epochs": epochs})
             trainer.train(pipe, trainer.task_of(settings), fewer, folder, settings.seed)
             pipeline.save(pipe, folder / "pipeline")
             discard_checkpoint(folder / "checkpoint.pt")
+            (folder / "done").touch()
     log, timing = (read_csv(folder / f"{name}.csv") for name in ("log", "timing"))
     seconds = float(timing[["seconds_sample", "seconds_update"]].to_numpy().sum())
     passes = int(log["unet_passes"].sum())
