@@ -29,11 +29,10 @@ from sklearn.metrics import cohen_kappa_score
 from derm_rl import config, provenance
 from derm_rl.captions.sampling import wilson
 from derm_rl.config import Config
-from derm_rl.evaluation import bootstrap
-from derm_rl.evaluation.alignment_stage import MODELS, STAGE
+from derm_rl.evaluation import audit_sheet, bootstrap
+from derm_rl.evaluation.alignment_stage import MODELS
 from derm_rl.evaluation.panel import INSTRUMENTS, seen
 from derm_rl.io import read_csv, write_csv, write_json
-from derm_rl.training import hash_of
 
 RESULTS = Path(__file__).parent / "results"
 INDICES = (5, 6)  # of the images of a prompt: the first ones are in figures, which readers may know
@@ -44,19 +43,14 @@ MARGIN, TOP = 22, 20
 
 def chosen(settings: Config) -> tuple[pd.DataFrame, np.ndarray]:
     """Mixed rows of stage 05's samples table, with ``number`` and ``image``; (N, S, S, 3) uint8."""
-    folder = settings.require(STAGE)
-    samples = read_csv(folder / "samples.csv", dtype={"image_seed": "string"})
     parts, images = [], []
     for model in MODELS:
-        part = samples[samples["model"] == model].reset_index(drop=True)
-        part = part[part["index"].isin(INDICES)]
-        parts.append(part)
-        images.append(np.load(folder / f"images_{model}.npy", mmap_mode="r")[part.index])
+        samples, made = audit_sheet.drawn(settings, model)
+        parts.append(samples[samples["index"].isin(INDICES)])
+        images.append(made[parts[-1].index])
     table, images = pd.concat(parts, ignore_index=True), np.concatenate(images)
     order = np.random.default_rng(SEED).permutation(len(table))
-    table, images = table.loc[order].reset_index(drop=True), images[order]
-    table.insert(0, "number", range(1, len(table) + 1))
-    return table.assign(image=[hash_of(image)[:16] for image in images]), images
+    return audit_sheet.numbered(table.loc[order], images[order])
 
 
 def draw(settings: Config, folder: Path, readers: list[str]) -> None:

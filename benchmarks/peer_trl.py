@@ -19,7 +19,6 @@ TRL gains anything at all, ``unet_passes_ratio`` and ``seconds_ratio``, theirs o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -41,7 +40,7 @@ from derm_rl.evaluation.alignment_stage import _graded
 from derm_rl.evaluation.generation import generate
 from derm_rl.io import read_csv, read_json, write_csv, write_json
 from derm_rl.paths import ROOT, RUNS
-from derm_rl.training import discard_checkpoint, process_state
+from derm_rl.training import discard_checkpoint, identity, process_state
 
 RESULTS = Path(__file__).parent / "results"
 WORK = RUNS / "peer_trl"
@@ -67,10 +66,10 @@ def stage1(settings: Config) -> Path:
 
 
 def basis(settings: Config) -> str:
-    """What a training depends on beside its own arguments: the preset, and this stage 1."""
+    """What a training depends on beside its own arguments: the preset, this stage 1, the code."""
     stamp = (stage1(settings).parent / "stage.json").read_text(encoding="utf-8")
-    known = settings.model_dump_json() + stamp + repr((STEPS, ETA, IMAGES))
-    return hashlib.sha256(known.encode()).hexdigest()[:8]
+    known = {"settings": settings.model_dump(), "start": stamp, "trl": (STEPS, ETA, IMAGES)}
+    return identity("derm_rl.ddpo.trainer", **known)[:8]
 
 
 def train_trl(settings: Config, rate: float, passes: int, folder: Path) -> None:

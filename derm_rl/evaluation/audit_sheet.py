@@ -27,16 +27,26 @@ def sample(samples: pd.DataFrame, model: str = "rl", n: int = 64, seed: int = 0)
 
 
 def sheet(config: Config, n: int = 64) -> tuple[pd.DataFrame, np.ndarray]:
-    """The images to look at: number, prompt, index, image_seed, image; and (n, S, S, 3) uint8.
+    """The images to look at: number, prompt, index, image_seed, image; and (n, S, S, 3) uint8."""
+    samples, images = drawn(config, "rl")
+    chosen = sample(samples, n=n, seed=config.seed)
+    return numbered(samples.loc[chosen, ["prompt", "index", "image_seed"]], images[chosen])
+
+
+def drawn(config: Config, model: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """Rows of stage 05's samples table of one model, and its images (N, S, S, 3) uint8."""
+    folder = config.require(STAGE)
+    samples = read_csv(folder / "samples.csv", dtype={"image_seed": "string"})
+    images = np.load(folder / f"images_{model}.npy", mmap_mode="r")
+    return samples[samples["model"] == model].reset_index(drop=True), images
+
+
+def numbered(table: pd.DataFrame, images: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    """A sheet's table: with ``number``, in this order from 1, and ``image``; and the images.
 
     The column ``image`` is a hash of the pixels, so that nobody's verdict is taken for one about
     other images.
     """
-    folder = config.require(STAGE)
-    samples = read_csv(folder / "samples.csv", dtype={"image_seed": "string"})
-    chosen = sample(samples, n=n, seed=config.seed)
-    images = np.load(folder / "images_rl.npy", mmap_mode="r")[chosen]
-    part = samples[samples["model"] == "rl"].reset_index(drop=True)
-    table = part.loc[chosen, ["prompt", "index", "image_seed"]].reset_index(drop=True)
-    table.insert(0, "number", range(1, len(chosen) + 1))
+    table = table.reset_index(drop=True)
+    table.insert(0, "number", range(1, len(table) + 1))
     return table.assign(image=[hash_of(image)[:16] for image in images]), images
