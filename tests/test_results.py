@@ -260,3 +260,21 @@ def test_the_readme_states_what_the_anchor_does():
     for _, row in read_csv(ROOT / "benchmarks" / "results" / "anchor_demo.csv").iterrows():
         cells = [f"{row['anchor']:g}", *(f"{row[name]:.2f}" for name in names)]
         assert "| " + " | ".join(cells) + " |" in lines
+
+
+def test_the_readme_states_the_front_and_what_rules_miss_after_rl():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    front = read_csv(FIGURES / "front.csv").query("features == 'judge'")
+    if unchanged(FIGURES):
+        for title, model, scale in (("stage 1", "stage1", 0), ("RL, adapter scale 1", "rl", 1)):
+            part = front[(front["model"] == model) & (front["adapter_scale"] == scale)]
+            cells = [f"{v:.2f}" for v in part.sort_values("guidance_scale")["panel_apr"]]
+            assert "| " + " | ".join([title, *cells]) + " |" in text.splitlines()
+    table = read_csv(ROOT / "benchmarks" / "results" / "blind_reading_demo.csv")
+    found = []
+    for artifact in ("gel_bubble", "hair"):
+        seen = table[table[f"reader_1_{artifact}"] & table[f"reader_2_{artifact}"] == 1]
+        by_model = seen.groupby("model")[f"rules_{artifact}"].mean()
+        found += [f"{by_model[model]:.2f}" for model in ("stage1", "rl")]
+    said = "find {} in images of stage 1 and {} after RL, of the hairs {} and {}."
+    assert said.format(*found) in " ".join(text.split())
