@@ -47,11 +47,11 @@ def hash_of(lesion):
     return int(lesion.split("_")[1])
 
 
-def fit(folder, backbone=RESNET, data=None, seed=0, callback=None, **changes):
+def fit(folder, backbone=RESNET, data=None, seed=0, callback=None, confounder=None, **changes):
     images, labels, lesions, validation = data or toy()
     return classifier.train(
         images, labels, lesions, NAMES, validation, backbone, settings(**changes), seed, folder,
-        callback=callback,
+        callback=callback, confounder=confounder,
     )  # fmt: skip
 
 
@@ -226,9 +226,9 @@ def test_early_stopping_keeps_the_best_weights(tmp_path, monkeypatch):
     states = []
     real = calibration.loss
 
-    def fake(logits, labels, weight):
+    def fake(logits, *others):
         if logits.requires_grad:
-            return real(logits, labels, weight)
+            return real(logits, *others)
         return torch.tensor(next(values))
 
     monkeypatch.setattr(training.calibration, "loss", fake)
@@ -489,6 +489,55 @@ def test_reliability_bins_have_equal_mass_counts_and_intervals():
     ).iloc[0]  # equal numbers: no weights, Wilson's own interval of 20 of 40; ties are one bin
     assert (balanced["low"], balanced["high"]) == pytest.approx((0.352, 0.648), abs=1e-3)
     assert balanced["n"] == 40 and balanced["ece"] == pytest.approx(0.2)
+
+
+def test_so_weighted_no_label_depends_on_the_confounder():
+    rng = np.random.default_rng(0)
+    group = rng.random(2000) < 0.2
+    labels = (rng.random((2000, 2)) < np.where(group[:, None], [0.6, 0.3], [0.05, 0.3])).astype(
+        np.float32
+    )
+    known = rng.random(2000) < 0.7
+    each = calibration.independent(labels, group, known)
+    for y, w in zip(labels[known].T, each[known].T, strict=True):
+        dark = group[known]
+        shares = [np.average(y[dark == g], weights=w[dark == g]) for g in (False, True)]
+        np.testing.assert_allclose(shares, y.mean(), rtol=1e-5)  # as many as before, in both
+        assert w.mean() == pytest.approx(1, abs=1e-5)
+    assert each[:, 1].max() < 1.2 < 3 < each[:, 0].max()
+    nobody = calibration.independent(labels, np.zeros(2000, bool), known)
+    np.testing.assert_allclose(nobody, 1, rtol=1e-5)
+
+
+def test_what_confounds_does_not_pay(tmp_path):
+    """Ink mostly comes with a black corner; a corner alone must not be called ink."""
+    images, labels, lesions, validation = toy(480)
+    rng = np.random.default_rng(1)
+    corner = rng.random(480) < np.where(labels[:, 0] == 1, 0.9, 0.1)
+    dim = rng.random(480) < 0.7  # most dots can hardly be seen: the corner is the better sign
+    for i in np.flatnonzero((labels[:, 0] == 1) & dim):
+        images[i, 1:4, 1:4] = images[i, 8, 2]
+    images[corner, 12:, 12:] = 0
+    called = {}
+    for name, confounder in (("plain", None), ("weighted", corner)):
+        model = fit(
+            tmp_path / name, data=(images, labels, lesions, validation), confounder=confounder,
+            epochs=8, augment=False,
+        )  # fmt: skip
+        table = classification.corner_table(model.predict(images) > 0.5, labels, NAMES, corner)
+        rows = table[~table["shown"]].set_index("dark_corner")["called"]
+        called[name] = rows[True] - rows[False]
+    assert called["weighted"] < called["plain"] - 0.2
+
+
+def test_the_table_of_corners_counts_calls_by_what_is_shown_and_dark():
+    called = np.array([[1, 0], [0, 0], [1, 1], [0, 1], [1, 1]], bool)
+    labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1]], np.float32)
+    dark = np.array([True, True, False, True, True])
+    table = classification.corner_table(called, labels, NAMES, dark)
+    assert table[["attribute", "shown", "dark_corner", "called", "n"]].values.tolist() == [
+        ["ink", True, True, 0.5, 2], ["ink", False, False, 1.0, 1], ["ink", False, True, 0.5, 2],
+    ]  # fmt: skip
 
 
 def test_roc_table_runs_from_corner_to_corner():

@@ -20,7 +20,7 @@ from train_tiny import brightness, settings_of, task_of
 from derm_rl import pipeline
 from derm_rl.ddpo import trainer, update
 from derm_rl.ddpo.sampling import Policy
-from derm_rl.ddpo.update import OffPolicyError
+from derm_rl.ddpo.update import OffPolicyError, mine, parts
 from derm_rl.io import read_csv, read_json
 from derm_rl.training import accelerator_of, in_processes, previous
 
@@ -480,3 +480,39 @@ def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="2 processes were started, 1 found each other"):
         process_state()
+
+
+def test_all_useful_images_of_a_prompt_are_in_one_update():
+    prompt = torch.arange(6).repeat_interleave(4)
+    useful = torch.ones(24, dtype=torch.bool)
+    useful[:5] = False  # all of prompt 0, one of prompt 1
+    found = parts(prompt, useful, 3, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(found).tolist()) == list(range(5, 24))
+    owners = [set(prompt[part].tolist()) for part in found]
+    assert [len(each) for each in owners] == [2, 2, 1] and len(set.union(*owners)) == 5
+    again = parts(prompt, useful, 3, torch.Generator().manual_seed(1))
+    assert [part.tolist() for part in again] != [part.tolist() for part in found]
+    assert len(parts(prompt, useful, 9, torch.Generator())) == 5  # no update without images
+    assert parts(prompt, torch.zeros(24, dtype=torch.bool), 3, torch.Generator()) == []
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_processes_share_the_images_of_an_update_and_hand_on_no_empty_pass(world):
+    image = torch.tensor([0, 0, 4, 4, 5, 5, 6])
+    seen = []
+    for rank in range(world):
+        passes = mine(image, SimpleNamespace(num_processes=world, process_index=rank), 2)
+        assert all(0 < len(at) <= 2 for at in passes)
+        assert all((image[at] % world == rank).all() for at in passes)
+        seen += [int(i) for at in passes for i in at]
+    assert sorted(seen) == list(range(7))
+    assert mine(torch.tensor([0, 3]), SimpleNamespace(num_processes=3, process_index=1), 2) == []
+
+
+@pytest.mark.parametrize("objective", ["ddpo", "awm"])
+def test_an_evaluation_samples_as_the_objective_does(tiny_pipeline_folder, objective):
+    pipe = pipeline.load(tiny_pipeline_folder)
+    policy = Policy(pipe, accelerator_of("no"), task_of(), settings_of(objective=objective))
+    noisy = policy.steps.stochastic.any()
+    policy.for_epoch(0, 0)
+    assert noisy == policy.steps.stochastic.any() == (objective == "ddpo")

@@ -30,9 +30,40 @@ def positive_weight(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return weight.astype(np.float32), (np.log(ratio) - np.log(weight)).astype(np.float32)
 
 
-def loss(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """Class-balanced binary cross-entropy, mean over images and labels; ``weight`` (L,)."""
-    return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+def independent(labels: np.ndarray, group: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Weights (N, L) under which no label depends on ``group``: P(y) P(g) / P(y, g).
+
+    Reweighing of Kamiran & Calders 2012 (doi:10.1007/s10115-011-0463-8), label by label. Where most
+    images with a ruler have dark corners too, the corner would pay as a sign of the ruler; so
+    weighted it does not. Prevalences stay as they are.
+
+    Args:
+        labels: (N, L) of 0 and 1. group: (N,) bool.
+        known: (N,) bool, images from which the probabilities are taken; others only get weights.
+
+    Returns:
+        float32 with a mean of about 1, at most ``MAX_WEIGHT``; 1 in a cell without known images.
+    """
+    out = np.ones(labels.shape, np.float32)
+    for g in (False, True):
+        for y in (0, 1):
+            inside = (labels == y) & (group == g)[:, None]
+            share = inside[known].mean(0)
+            expected = (labels[known] == y).mean(0) * (group[known] == g).mean()
+            ratio = np.divide(expected, share, out=np.ones_like(expected), where=share > 0)
+            out = np.where(inside, ratio.clip(max=MAX_WEIGHT), out)
+    return out.astype(np.float32)
+
+
+def loss(logits: Tensor, labels: Tensor, weight: Tensor, each: Tensor | None = None) -> Tensor:
+    """Class-balanced binary cross-entropy, mean over images and labels.
+
+    Args:
+        logits, labels: (N, L). weight: (L,) of positives. each: (N, L) of every one.
+    """
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits, labels, weight=each, pos_weight=weight
+    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

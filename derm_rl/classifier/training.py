@@ -53,6 +53,7 @@ def train(
     folder: str | Path,
     progress: bool = False,
     callback: Callable[[dict[str, Any]], None] | None = None,
+    confounder: np.ndarray | None = None,
 ) -> LabelClassifier:
     """Train on ``images[~validation]``, keep the weights of the best validation loss, calibrate.
 
@@ -69,6 +70,8 @@ def train(
         backbone, settings: sections of the preset.
         folder: where the classifier goes, with ``history.csv`` (one row per epoch) and its card.
         callback: called with each new row of the history.
+        confounder: (N,) bool, what must not pay as a sign of any label: images are weighted such
+            that it says nothing of them, :func:`derm_rl.classifier.calibration.independent`.
 
     Raises:
         ValueError: shapes disagree, a lesion is in both parts, or a label does not vary.
@@ -76,7 +79,10 @@ def train(
     folder, labels = Path(folder), np.asarray(labels, np.float32)
     validation = np.asarray(validation, bool)
     _check(images, labels, lesion_ids, label_names, validation)
-    belongs_to = _identity(images, labels, label_names, validation, backbone, settings, seed)
+    each = None
+    if confounder is not None:
+        each = calibration.independent(labels, np.asarray(confounder, bool), ~validation)
+    belongs_to = _identity(images, labels, label_names, validation, each, backbone, settings, seed)
     if _finished(folder) == belongs_to:
         try:
             return load_classifier(folder)
@@ -92,7 +98,7 @@ def train(
         normalization = _normalization(backbone, images, ~validation)
         model = build(backbone, label_names, images.shape[1], *normalization).to(device)
         _begin_with_its_logits(model, backbone, bias)
-        history = _fit(model, images, labels, validation, weight, settings, seed, folder,
+        history = _fit(model, images, labels, validation, weight, each, settings, seed, folder,
                        belongs_to, progress, callback)  # fmt: skip
 
     z = _raw(model, images, np.flatnonzero(validation), settings.batch_size)
@@ -124,6 +130,7 @@ def _fit(
     labels: np.ndarray,
     validation: np.ndarray,
     weight: Tensor,
+    each: np.ndarray | None,
     settings: ClassifierConfig,
     seed: int,
     folder: Path,
@@ -132,8 +139,13 @@ def _fit(
     callback: Callable[[dict[str, Any]], None] | None,
 ) -> pd.DataFrame:
     """The loop. Leaves the best weights in ``model``; returns the history."""
+
+    def loss_of(z: Tensor, rows: np.ndarray) -> Tensor:
+        y, of = (None if part is None else torch.from_numpy(part[rows]).to(z.device)
+                 for part in (labels, each))  # fmt: skip
+        return calibration.loss(z, y, weight.to(z.device), of)
+
     train_rows, validation_rows = np.flatnonzero(~validation), np.flatnonzero(validation)
-    weight = weight.to(model.device)
     # β₂ 0.99, not 0.999: the second moments must settle within a thousand updates.
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -173,20 +185,18 @@ def _fit(
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            x = as_tensor(images[np.sort(batch)])
+            batch = np.sort(order[i * settings.batch_size : (i + 1) * settings.batch_size])
+            x = as_tensor(images[batch])
             x = augment(x, generator) if settings.augment else x
             x = x.contiguous(memory_format=torch.channels_last)
-            y = torch.from_numpy(labels[np.sort(batch)]).to(model.device)
-            loss = calibration.loss(model.raw_logits(x), y, weight)
+            loss = loss_of(model.raw_logits(x), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
             bar.update()
         z = _raw(model, images, validation_rows, settings.batch_size)
-        y = torch.from_numpy(labels[validation_rows])
-        value = calibration.loss(torch.from_numpy(z), y, weight.cpu()).item()
+        value = loss_of(torch.from_numpy(z), validation_rows).item()
         if value < best:
             best, best_state = value, copy.deepcopy(model.network.state_dict())
         rows.append(
@@ -329,6 +339,7 @@ def _identity(
     labels: np.ndarray,
     label_names: Sequence[str],
     validation: np.ndarray,
+    each: np.ndarray | None,
     backbone: Backbone,
     settings: ClassifierConfig,
     seed: int,
@@ -338,7 +349,7 @@ def _identity(
     pretrained = model_folder(backbone.pretrained) if backbone.pretrained else None
     return training.identity(
         "derm_rl.classifier.training",
-        data=training.hash_of(images, labels, validation),
+        data=training.hash_of(images, labels, validation, *([] if each is None else [each])),
         shape=images.shape,
         start=dependencies.files_under(pretrained) if pretrained else None,
         labels=list(label_names),

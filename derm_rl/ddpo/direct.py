@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from derm_rl.ddpo.sampling import Policy, on_host, score_row
-from derm_rl.ddpo.update import State, apply_gradients, norm_row
+from derm_rl.ddpo.update import State, apply_gradients, mine, norm_row
 
 
 def direct_update(
@@ -28,13 +28,10 @@ def direct_update(
         ValueError: the reward has no gradient.
     """
     settings, accelerator = policy.settings, state.accelerator
-    world, rank = accelerator.num_processes, accelerator.process_index
     norms, scores = [], []
     policy.pipe.unet.train()
     for part in torch.arange(len(prompt)).chunk(settings.updates_per_epoch):
-        for number in part[part % world == rank].split(settings.batch_size):
-            if not len(number):  # this process has nothing to do, another one may have
-                continue
+        for number in (part[i] for i in mine(part, accelerator, settings.batch_size)):
             _, images = policy.roll_out(
                 prompt[number], number, seed, "direct", epoch, gradient_steps=settings.direct_steps
             )

@@ -79,12 +79,14 @@ class Policy:
         self.for_evaluation()
 
     def for_evaluation(self) -> None:
-        """From here on, sample with noise (``eta``) in every step, at the last guidance scale."""
+        """From here on, sample at the last guidance scale, with noise in every step (``eta``) or,
+        for an objective whose samples have none, in no step."""
         settings = self.settings
         self.guidance_scale = settings.guidance_scales[-1]
         self.judges_steps = self.noises_anew = False
         count = settings.eval_inference_steps or settings.inference_steps
-        self.steps = ddim_steps(self.pipe.scheduler, count, settings.eta)
+        eta = settings.eta if settings.objective == "ddpo" else 0.0
+        self.steps = ddim_steps(self.pipe.scheduler, count, eta)
 
     def for_epoch(self, epoch: int, *seeds: int | str) -> None:
         """From here on, sample as the settings say for this epoch: its guidance, its window."""
@@ -142,8 +144,7 @@ class Policy:
         """The finished latents at some timesteps, and the model's output there.
 
         Images of one prompt share timesteps and noise: advantages of a prompt sum to zero, so what
-        the noise asks of all of them alike cancels, and what tells them apart remains. In a single
-        update only in part, as a prompt's images are spread over those of an epoch.
+        the noise asks of all of them alike cancels, and what tells them apart remains.
         """
         latents, count, randoms = path.latents[:, -1].float(), self.settings.noised_timesteps, []
         for p in prompt:

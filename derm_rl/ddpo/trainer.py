@@ -211,7 +211,7 @@ def policy_gradient(
     else:
         total, values = paid.mean(1), everyone["values"]
         credit = by_step(prompt.tolist(), advantage, total, values, settings.gae_lambda)
-    return row | update(policy, batch, credit, state, seed, epoch)
+    return row | update(policy, batch, prompt, credit, state, seed, epoch)
 
 
 def epoch_prompts(prompts_in_all: int, settings: DDPOConfig, seed: int, epoch: int) -> Tensor:

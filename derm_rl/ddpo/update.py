@@ -69,48 +69,45 @@ class State:
 
 
 def update(
-    policy: Policy, batch: Batch, advantage: np.ndarray, state: State, seed: int, epoch: int
+    policy: Policy,
+    batch: Batch,
+    prompt: Tensor,
+    advantage: np.ndarray,
+    state: State,
+    seed: int,
+    epoch: int,
 ) -> dict[str, float]:
     """Several clipped gradient steps on one epoch's samples; returns what is logged of them.
 
-    The images are split into ``updates_per_epoch`` parts; each part gives one optimizer step over
-    a random ``timestep_fraction`` of its trained steps (or noised timesteps), in passes of
+    The prompts are split into ``updates_per_epoch`` parts; each part gives one optimizer step over
+    a random ``timestep_fraction`` of its images' trained steps (or noised timesteps), in passes of
     ``batch_size`` (image, step) pairs. Images without advantage cost no pass, unless
     the objective has something to ask of them too.
 
     Args:
         batch: this process's images.
+        prompt: (B,) of the images of all processes.
         advantage: (B, K) of each step, or noised timestep, of the images of all processes.
     """
     settings, accelerator = policy.settings, state.accelerator
-    world, rank = accelerator.num_processes, accelerator.process_index
-    random = generator(seed, epoch, "update")
+    world, random = accelerator.num_processes, generator(seed, epoch, "update")
     trainable = trained_columns(policy)
     per_image = max(1, round(settings.timestep_fraction * len(trainable)))
     advantage = torch.from_numpy(advantage)
     useful = (advantage != 0).any(1) | (settings.objective == "nft")  # it holds on to the others
-    order = torch.randperm(len(advantage), generator=random)
     choice = torch.rand(len(advantage), len(trainable), generator=random).argsort(1)[:, :per_image]
     tally, norms, deviation = Tally(policy.columns, accelerator.device), [], 0.0
     policy.pipe.unet.train()
-    for part in order.chunk(settings.updates_per_epoch):
-        part = part[useful[part]]
-        if not len(part):
-            continue
-        mine = part[part % world == rank]
-        image = (mine // world).repeat_interleave(per_image)
-        k = trainable[choice[mine].flatten()]
-        a = advantage[mine.repeat_interleave(per_image), k]
-        size = settings.batch_size
-        for i, j, weight in zip(image.split(size), k.split(size), a.split(size), strict=True):
-            if not len(i):  # this process has nothing to do, another one may have
-                continue
-            loss, surrogate, *at = loss_of(policy, batch, i, j, weight)
+    for part in parts(prompt, useful, settings.updates_per_epoch, random):
+        image, k = part.repeat_interleave(per_image), trainable[choice[part].flatten()]
+        for i in mine(image, accelerator, settings.batch_size):
+            weight = advantage[image[i], k[i]]
+            loss, surrogate, *at = loss_of(policy, batch, image[i] // world, k[i], weight)
             pull = output_gradient(loss, *at)
-            accelerator.backward(loss.sum() / (len(part) * per_image))
-            tally.add(j, loss.detach(), surrogate, pull, weight)
+            accelerator.backward(loss.sum() / len(image))
+            tally.add(k[i], loss.detach(), surrogate, pull, weight)
         if settings.anchor:
-            anchor(policy, len(part) * per_image, accelerator, seed, epoch, len(norms))
+            anchor(policy, len(image), accelerator, seed, epoch, len(norms))
         if not norms:  # nothing has been updated yet
             deviation = check_on_policy(tally, accelerator, epoch)
         norms.append(apply_gradients(state, settings.max_grad_norm))
@@ -126,6 +123,27 @@ def update(
     return overall | {"on_policy_deviation": deviation, "skipped_images": skipped} | norm_row(norms)
 
 
+def parts(prompt: Tensor, useful: Tensor, count: int, random: torch.Generator) -> list[Tensor]:
+    """The useful images of each of at most ``count`` updates, none of which is empty.
+
+    All images of a prompt are in one update: what their advantages, which sum to zero, do not tell
+    apart then cancels in it.
+
+    Args:
+        prompt, useful: (B,) of each image, its prompt and whether it has anything to teach.
+    """
+    ids = prompt[useful].unique()
+    ids = ids[torch.randperm(len(ids), generator=random)]
+    found = [torch.isin(prompt, part) & useful for part in ids.chunk(count) if len(part)]
+    return [torch.nonzero(each)[:, 0] for each in found]
+
+
+def mine(image: Tensor, accelerator: Accelerator, size: int) -> list[Tensor]:
+    """Where in ``image`` (n,) are numbers of this process's images: none, or ``size`` at a time."""
+    at = torch.nonzero(image % accelerator.num_processes == accelerator.process_index)[:, 0]
+    return [part for part in at.split(size) if len(part)]
+
+
 def anchor(policy: Policy, pairs: int, accelerator: Accelerator, *seeds: int | str) -> None:
     """Add the gradient of denoising training images of stage 1, beside ``pairs`` of an update.
 
@@ -133,16 +151,13 @@ def anchor(policy: Policy, pairs: int, accelerator: Accelerator, *seeds: int | s
     policy to the distribution from which stage 1 has learned.
     """
     examples, settings, unet = policy.task.anchor, policy.settings, policy.pipe.unet
-    world, rank = accelerator.num_processes, accelerator.process_index
     views, n = examples.latents.shape[:2]
     count, random = max(1, round(settings.anchor * pairs)), generator(*seeds, "anchor")
     row = torch.randint(views * n, (count,), generator=random)
     u = torch.rand(count, 1, generator=random)
     noise = torch.randn(count, 1, *policy.shape, generator=random)
     scheduler = policy.pipe.scheduler
-    for i in torch.arange(count)[rank::world].split(settings.batch_size):
-        if not len(i):  # of so few, this process has none
-            continue
+    for i in mine(torch.arange(count), accelerator, settings.batch_size):
         latents = examples.latents.flatten(0, 1)[row[i]].float().to(unet.device)
         timestep = matching.timesteps(1, scheduler, u[i]).to(unet.device)
         noised, target = matching.noised(scheduler, latents, timestep, noise[i].to(unet.device))

@@ -8,7 +8,8 @@ Tables, each with a column ``model`` (reward or judge):
 - ``roc.csv``: points of the ROC curves. ``reliability.csv``: stated against observed frequency,
   in bins of equal mass.
 - ``predictions.csv``: the probabilities behind all of these, one row per test image.
-
+- ``corners.csv``: what the classifiers call in images with and without dark corners, which in real
+  images come with rulers: whether they pass for one.
 - ``decoys.csv``: the probabilities of test images without an artifact of the vocabulary, on each of
   which a decoy of a family that no classifier trains on was drawn
   (:mod:`derm_rl.data.phantom_decoys`); whether any artifact is ``called``, and was ``before``.
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 STAGE = "02_reward_classifier"
 DECOYED = 400  # test images, at most, on which a decoy is drawn
 RECONSTRUCTED = 1000  # test images, at most, that go through the autoencoder
+CORNER = "dark_corner"  # in HAM10000, of those with it 17 % show a ruler, of the others 2 %
 VALIDATION = 0.15  # share of a classifier's lesions that stops its training and calibrates it
 
 
@@ -71,6 +73,7 @@ def run(config: Config, progress: bool = True) -> Path:
             "roc": roc_table(probabilities, labels, names),
             "reliability": reliability_table(probabilities, labels, names),
             "predictions": _predictions(test, probabilities),
+            "corners": corner_table(probabilities > 0.5, labels, names, corner_of(test.frame)),
             "decoys": _called(model, decoyed, decoys, probabilities),
         }
         for table, part in parts.items():
@@ -129,7 +132,37 @@ def _train_one(config: Config, name: str, folder: Path, progress: bool) -> Label
         seed,
         folder,
         progress=progress,
+        confounder=corner_of(part.frame),
     )
+
+
+def corner_of(frame: pd.DataFrame) -> np.ndarray:
+    """(N,) bool, which images have dark corners; those of which it is not known have none."""
+    return frame[CORNER].fillna(False).to_numpy(bool)
+
+
+def corner_table(
+    called: np.ndarray, labels: np.ndarray, label_names: Sequence[str], corner: np.ndarray
+) -> pd.DataFrame:
+    """Share of images that are called to show an artifact, by whether they do, and dark corners.
+
+    Args:
+        called, labels: (N, L). corner: (N,) bool.
+
+    Returns:
+        attribute, shown, dark_corner, called, low, high (Wilson, of images), n: recall where
+        ``shown``, else false calls.
+    """
+    rows = []
+    for j, name in enumerate(label_names):
+        for shown in (True, False):
+            for dark in (False, True):
+                of = ((labels[:, j] == 1) == shown) & (corner == dark)
+                if name in prompts.ARTIFACTS and of.any():
+                    found = wilson(int(called[of, j].sum()), int(of.sum()))
+                    rows.append((name, shown, dark, *found))
+    columns = ["attribute", "shown", CORNER, "called", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _with_decoys(part: data.Dataset, share: float, seed: int) -> np.ndarray:

@@ -34,7 +34,7 @@ def classifier_roc(config: Config) -> Picture:
     Also copies the stage's tables to the figures, as ``classifier_<table>.csv``.
     """
     folder = config.require(STAGE)
-    tables = ("history", "attributes", "roc", "reliability", "predictions")
+    tables = ("history", "attributes", "roc", "reliability", "predictions", "corners")
     found = {name: read_csv(folder / f"{name}.csv") for name in tables}
     for name, table in found.items():
         write_csv(config.figures_dir / f"classifier_{name}.csv", table)

@@ -1,0 +1,251 @@
+"""What each way to refine a pipeline gains and costs, from the same start, at the same work.
+
+    python benchmarks/objectives.py                          all variants, seeds 0 to 2
+    python benchmarks/objectives.py --only awm ddpo --seeds 0
+
+Every variant of ``VARIANTS`` changes a few settings of the preset's ``ddpo`` and is trained from
+the preset's stage 1, with the preset's reward, for as many epochs as bring it next to the same
+number of passes of an image through the UNet (a backward one counts as two more). Then it is
+measured beside stage 1 on the same noise, sampled as it was trained: by judge, rules and the panel
+of both, and by what it keeps of the distribution, against fresh phantoms. Seeds change the
+training's noise and prompts, and the noise of the measured images; stage 1 is the same.
+
+Writes ``benchmarks/results/objectives_<preset>.csv``, a row a training, and ``.json``: means over
+seeds and 95 % t-intervals. What is trained and measured is kept in ``runs`` and not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from seeds import mean_interval
+from torch import Tensor
+
+from derm_rl import classifier, config, data, pipeline, prompts, provenance, rewards
+from derm_rl.classifier.model import LabelClassifier
+from derm_rl.config import Config
+from derm_rl.data import phantom
+from derm_rl.ddpo import trainer
+from derm_rl.ddpo.sampling import Task
+from derm_rl.evaluation import features, panel, quality
+from derm_rl.evaluation.alignment_stage import _graded
+from derm_rl.evaluation.generation import generate
+from derm_rl.io import read_csv, write_csv, write_json
+from derm_rl.paths import RUNS
+from derm_rl.settings import DDPOConfig
+from derm_rl.training import discard_checkpoint, identity
+
+RESULTS = Path(__file__).parent / "results"
+WORK = RUNS / "benchmark_objectives"
+PASSES = 61_440  # of an image through the UNet: eight epochs of the demo
+MEASURED = 16  # images of each prompt
+DDPO = {"objective": "ddpo", "anchor": 0.0}
+PLAIN = {"anchor": 0.0}
+
+# What a variant changes of the preset's ``ddpo``; ``closeness`` adds that reward.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "awm": PLAIN,
+    "awm, anchor": {},
+    "awm, anchor 0.25": {"anchor": 0.25},
+    "awm, anchor 1": {"anchor": 1.0},
+    "awm, KL": PLAIN | {"kl_weight": 1.0},
+    "awm, variety": PLAIN | {"variety": 1.0},
+    "awm, closeness": PLAIN | {"closeness": 0.3},
+    "awm, anchor, KL": {"kl_weight": 1.0},
+    "awm, anchor, variety, closeness": {"variety": 1.0, "closeness": 0.3},
+    "nft": PLAIN | {"objective": "nft"},
+    "nft, anchor": {"objective": "nft"},
+    "ddpo": DDPO,
+    "ddpo, credit by step": DDPO | {"gae_lambda": 0.5},
+    "ddpo, anchor": {"objective": "ddpo"},
+}
+
+
+def closeness(reward: LabelClassifier, images: np.ndarray) -> rewards.Reward:
+    """How near an image lies to training images: -(distance to the nearest), in (0, 1].
+
+    In the reward classifier's features, standardized on the training images; 1/2 at the median
+    distance of a training image to its nearest other one.
+    """
+    known = reward.features(images)
+    reference = torch.from_numpy(quality.standardized(known, known)).float()
+    between = torch.cdist(reference, reference).fill_diagonal_(torch.inf)
+    usual = between.amin(1).median()
+
+    @torch.no_grad()
+    def pay(images: Tensor, wanted: Tensor) -> Tensor:
+        found = quality.standardized(reward.features(images), known)
+        distance = torch.cdist(torch.from_numpy(found).float(), reference).amin(1)
+        return (usual / (usual + distance)).to(images.device)
+
+    return pay
+
+
+def task_of(preset: Config, weight: float) -> Task:
+    """The preset's task, with ``closeness`` at this weight beside its reward."""
+    task = trainer.task_of(preset)
+    if not weight:
+        return task
+    reward = classifier.load(preset.require("02_reward_classifier") / "reward")
+    near = closeness(reward, np.asarray(data.load(preset, "diffusion").images[:2000]))
+    paid = rewards.combine({task.reward: 1.0, near: weight})
+    return replace(task, reward=paid, judges=f"{task.judges} closeness {weight}")
+
+
+def stage1(preset: Config) -> Path:
+    return preset.require("03_finetune_stable_diffusion") / "pipeline"
+
+
+def passes_of(settings: DDPOConfig) -> float:
+    """UNet passes that an image costs, if all of them have something to teach."""
+    guided = sum(2 if g > 1 else 1 for g in settings.guidance_scales) / len(
+        settings.guidance_scales
+    )
+    sampled, trained = settings.inference_steps, settings.inference_steps - settings.drop_last_steps
+    each = 3 + bool(settings.kl_weight)  # forward and back
+    if settings.objective != "ddpo":
+        trained, sampled = settings.noised_timesteps, sampled * guided + settings.noised_timesteps
+        guided = 1.0
+        return sampled + trained * (each + 3 * settings.anchor)
+    return guided * (sampled + trained * each) + 3 * settings.anchor * trained
+
+
+def trained(preset: Config, changes: Mapping[str, Any], seed: int, passes: int) -> Path:
+    """Folder of a training, which is done unless it was: ``pipeline``, ``log.csv``, ``done``."""
+    changes = dict(changes)
+    weight = changes.pop("closeness", 0.0)
+    settings = DDPOConfig.model_validate(preset.ddpo.model_dump() | changes)
+    images = len(prompts_of(preset)) * settings.images_per_prompt
+    epochs = max(1, round(passes / images / passes_of(settings)))
+    settings = settings.model_copy(update={"epochs": epochs})
+    stamp = (stage1(preset).parent / "stage.json").read_text(encoding="utf-8")
+    known = {"settings": settings.model_dump(), "closeness": weight, "start": stamp, "seed": seed}
+    folder = WORK / identity("derm_rl.ddpo.trainer", **known)[:12]
+    if not (folder / "done").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        pipe, task = pipeline.load(stage1(preset)), task_of(preset, weight)
+        trainer.train(pipe, task, settings, folder, seed)
+        pipeline.save(pipe, folder / "pipeline")
+        discard_checkpoint(folder / "checkpoint.pt")
+        (folder / "done").touch()
+    return folder
+
+
+def prompts_of(preset: Config) -> list[prompts.Finding]:
+    words = data.vocabulary(preset)
+    return prompts.all_prompts(words.diagnoses, words.artifacts)
+
+
+class Measured:
+    """Measures pipelines on the same noise, each model's images made once for each ``eta``."""
+
+    def __init__(self, preset: Config, seed: int) -> None:
+        self.preset, self.seed, self.findings = preset, seed, prompts_of(preset)
+        folder = preset.require("02_reward_classifier")
+        self.judge, self.reward = (classifier.load(folder / n) for n in ("judge", "reward"))
+        asked = [finding for finding in self.findings for _ in range(MEASURED)]
+        at = preset.alignment.seed + preset.data.phantom_seed + 3 + seed  # not stage 06's
+        paths = [phantom.path_of(at, i, f.diagnosis, f.artifacts) for i, f in enumerate(asked)]
+        real, _ = phantom.render_paths(paths, preset.image_size)
+        self.spaces = {"judge": self.judge.features, "imagenet": _imagenet}
+        self.real = {space: embed(real) for space, embed in self.spaces.items()}
+        self.known: dict[tuple[Path, float], dict[str, float]] = {}
+
+    def __call__(self, source: Path, eta: float) -> dict[str, float]:
+        """Rates and distances of a pipeline's images."""
+        if (source, eta) in self.known:
+            return self.known[source, eta]
+        settings = self.preset.alignment
+        images = generate(
+            pipeline.load(source), self.findings, MEASURED, settings.seed + 2 + self.seed,
+            settings.inference_steps, 1.0, eta, settings.batch_size,
+            mixed_precision=settings.mixed_precision, progress=True,
+        )  # fmt: skip
+        samples = _graded("rl", images, self.findings, MEASURED, self.judge, self.reward)
+        by, wanted, names = panel.seen(samples)
+        found = panel.hits(samples).mean().to_dict()
+        for j, name in enumerate(names):
+            found[f"rules_recall_{name}"] = by["rules"][wanted[:, j], j].mean()
+        texts = samples["prompt"].tolist()
+        for space, embed in self.spaces.items():
+            real, made = self.real[space], embed(images)
+            if space == "judge":  # its channels differ in scale by a hundred
+                real, made = (quality.standardized(x, self.real[space]) for x in (real, made))
+            near = quality.neighbours(real, made)
+            for name in ("precision", "recall", "coverage"):
+                found[f"{name}_{space}"] = getattr(near, name).mean()
+            found[f"spread_{space}"] = quality.spread(made, texts).mean()
+        self.known[source, eta] = {k: float(v) for k, v in found.items()}
+        np.save(WORK / f"images_{source.parent.name}_{eta:g}_{self.seed}.npy", images)
+        return self.known[source, eta]
+
+
+def _imagenet(images: np.ndarray) -> np.ndarray:
+    blocks = [features.imagenet(images[i : i + 128]) for i in range(0, len(images), 128)]
+    return np.concatenate(blocks)
+
+
+def row_of(name: str, seed: int, folder: Path, before: dict, after: dict) -> dict[str, Any]:
+    """A row of the table: what it gained, where it is, and what it took."""
+    log, timing = (read_csv(folder / f"{n}.csv") for n in ("log", "timing"))
+    row = {"variant": name, "seed": seed, "epochs": len(timing)}
+    row["unet_passes"] = int(log["unet_passes"].sum())
+    row["seconds"] = float(timing[["seconds_sample", "seconds_update"]].to_numpy().sum())
+    for key in after:
+        if key.startswith("rules_recall_"):
+            row[key] = after[key]
+        elif key.startswith("spread_"):
+            row[f"{key}_ratio"] = after[key] / before[key]
+        else:
+            row |= {key: after[key], f"{key}_gain": after[key] - before[key]}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--passes", type=int, default=PASSES)
+    arguments = parser.parse_args()
+    preset = config.load(arguments.preset)
+    WORK.mkdir(parents=True, exist_ok=True)
+    table = RESULTS / f"objectives_{arguments.preset}.csv"
+    for seed in arguments.seeds:
+        measure = Measured(preset, seed)
+        for name in arguments.only:
+            changes = VARIANTS[name]
+            folder = trained(preset, changes, seed, arguments.passes)
+            forward = changes.get("objective", preset.ddpo.objective) != "ddpo"
+            eta = 0.0 if forward else preset.ddpo.eta
+            ends = [measure(source, eta) for source in (stage1(preset), folder / "pipeline")]
+            row = row_of(name, seed, folder, *ends)
+            rows = read_csv(table) if table.is_file() else pd.DataFrame(columns=["variant", "seed"])
+            rows = rows[(rows["variant"] != name) | (rows["seed"] != seed)]
+            rows = pd.concat([rows, pd.DataFrame([row])]) if len(rows) else pd.DataFrame([row])
+            write_csv(table, rows)
+            print(pd.Series(row).to_string(float_format="{:.3f}".format), flush=True)
+    facts = {"preset": arguments.preset, "passes": arguments.passes, "images_per_prompt": MEASURED}
+    facts |= {"date": date.today().isoformat(), "commit": provenance.commit()}
+    write_json(table.with_suffix(".json"), facts | {"variants": over_seeds(read_csv(table))})
+
+
+def over_seeds(table: pd.DataFrame) -> dict[str, dict[str, dict]]:
+    """Of each variant the means of all columns over seeds, with 95 % t-intervals."""
+    names = [name for name in table if name not in ("variant", "seed")]
+    return {
+        variant: {name: mean_interval(rows[name].to_numpy(float)) for name in names}
+        for variant, rows in table.groupby("variant", sort=False)
+    }
+
+
+if __name__ == "__main__":
+    main()
