@@ -62,7 +62,7 @@ SMALL = ["image_size=32", "finetune.steps=600"]
 SHARED = {
     "method": "lora", "images_per_prompt": 8, "prompts_per_epoch": 8, "rewards": {"hard": 1.0},
     "batch_size": 128, "eval_images_per_prompt": 8, "eval_inference_steps": 20,
-    "checkpoint_every": 5, "mixed_precision": "bf16",
+    "checkpoint_every": 5, "mixed_precision": "bf16", "objective": "ddpo", "anchor": 0.0,
 }  # fmt: skip
 PAPER = SHARED | {
     "lora_rank": 4, "lora_layers": "attention", "inference_steps": 50, "guidance_scales": [5.0],

@@ -28,6 +28,7 @@ from derm_rl.paths import RUNS
 
 RESULTS = Path(__file__).parent / "results"
 HACK = [
+    "ddpo.objective=ddpo", "ddpo.anchor=0.0",
     "ddpo.method=full", "ddpo.direct_steps=2", "ddpo.learning_rate=0.0003",
     "ddpo.learning_rate_floor=1.0", "ddpo.max_grad_norm=1000.0", "ddpo.ema_decay=0.0",
     "ddpo.eval_every=2", "ddpo.eval_images_per_prompt=4", "ddpo.guidance_scales=[1.0]",

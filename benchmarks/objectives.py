@@ -3,15 +3,18 @@
     python benchmarks/objectives.py                          all variants, seeds 0 to 2
     python benchmarks/objectives.py --only awm ddpo --seeds 0
 
-Every variant of ``VARIANTS`` changes a few settings of the preset's ``ddpo`` and is trained from
-the preset's stage 1, with the preset's reward, for as many epochs as bring it next to the same
-number of passes of an image through the UNet (a backward one counts as two more). Then it is
-measured beside stage 1 on the same noise, sampled as it was trained: by judge, rules and the panel
-of both, and by what it keeps of the distribution, against fresh phantoms. Seeds change the
-training's noise and prompts, and the noise of the measured images; stage 1 is the same.
+Every variant of ``VARIANTS`` changes a few settings of the demo's ``ddpo`` and is trained from the
+demo's stage 1, with its reward, for as many epochs as bring it next to the same number of passes of
+an image through the UNet (a backward one counts as two more). Learning rate, adapters and batch are
+the demo's, which were chosen for DDPO first and kept for AWM; clipping and steps of DDPO are those
+of the demo when it was DDPO's. Then every one is measured beside stage 1 on the same noise: by
+judge, rules and the panel of both, and by what it keeps of the distribution, against fresh
+phantoms. Like in training, samples of DDPO have noise in each step (η = 1), those of the forward
+objectives none, and so has the stage 1 beside them. Seeds change the training's noise and prompts,
+and the noise of the measured images; stage 1 is the same.
 
-Writes ``benchmarks/results/objectives_<preset>.csv``, a row a training, and ``.json``: means over
-seeds and 95 % t-intervals. What is trained and measured is kept in ``runs`` and not done again.
+Writes ``benchmarks/results/objectives_demo.csv``, a row a training, and ``.json``: means over seeds
+and 95 % t-intervals. Trainings and images are kept in ``runs`` and not made again.
 """
 
 from __future__ import annotations
@@ -47,33 +50,35 @@ RESULTS = Path(__file__).parent / "results"
 WORK = RUNS / "benchmark_objectives"
 PASSES = 61_440  # of an image through the UNet: eight epochs of the demo
 MEASURED = 16  # images of each prompt
-DDPO = {"objective": "ddpo", "anchor": 0.0}
-PLAIN = {"anchor": 0.0}
+PLAIN = {"objective": "awm", "anchor": 0.0}
+NFT = {"objective": "nft", "anchor": 0.0}
+DDPO = {"objective": "ddpo", "anchor": 0.0, "clip_range": 1e-3, "inference_steps": 12}
+HELD = {"anchor": 0.5}
 
 # What a variant changes of the preset's ``ddpo``; ``closeness`` adds that reward.
 VARIANTS: dict[str, dict[str, Any]] = {
     "awm": PLAIN,
-    "awm, anchor": {},
-    "awm, anchor 0.25": {"anchor": 0.25},
-    "awm, anchor 1": {"anchor": 1.0},
+    "awm, anchor": PLAIN | HELD,
+    "awm, anchor 0.25": PLAIN | {"anchor": 0.25},
+    "awm, anchor 1": PLAIN | {"anchor": 1.0},
     "awm, KL": PLAIN | {"kl_weight": 1.0},
     "awm, variety": PLAIN | {"variety": 1.0},
     "awm, closeness": PLAIN | {"closeness": 0.3},
-    "awm, anchor, KL": {"kl_weight": 1.0},
-    "awm, anchor, variety, closeness": {"variety": 1.0, "closeness": 0.3},
-    "nft": PLAIN | {"objective": "nft"},
-    "nft, anchor": {"objective": "nft"},
+    "awm, anchor, KL": PLAIN | HELD | {"kl_weight": 1.0},
+    "awm, anchor, variety, closeness": PLAIN | HELD | {"variety": 1.0, "closeness": 0.3},
+    "nft": NFT,
+    "nft, anchor": NFT | HELD,
     "ddpo": DDPO,
     "ddpo, credit by step": DDPO | {"gae_lambda": 0.5},
-    "ddpo, anchor": {"objective": "ddpo"},
+    "ddpo, anchor": DDPO | HELD,
 }
 
 
 def closeness(reward: LabelClassifier, images: np.ndarray) -> rewards.Reward:
-    """How near an image lies to training images: -(distance to the nearest), in (0, 1].
+    """How near an image lies to training images, in (0, 1]: usual / (usual + distance).
 
-    In the reward classifier's features, standardized on the training images; 1/2 at the median
-    distance of a training image to its nearest other one.
+    Distance to the nearest in the reward classifier's features, standardized on the training
+    images; usual is the median distance of these to their nearest other one.
     """
     known = reward.features(images)
     reference = torch.from_numpy(quality.standardized(known, known)).float()
@@ -106,15 +111,13 @@ def stage1(preset: Config) -> Path:
 
 def passes_of(settings: DDPOConfig) -> float:
     """UNet passes that an image costs, if all of them have something to teach."""
-    guided = sum(2 if g > 1 else 1 for g in settings.guidance_scales) / len(
-        settings.guidance_scales
-    )
+    scales = settings.guidance_scales
+    guided = sum(2 if g > 1 else 1 for g in scales) / len(scales)
     sampled, trained = settings.inference_steps, settings.inference_steps - settings.drop_last_steps
     each = 3 + bool(settings.kl_weight)  # forward and back
     if settings.objective != "ddpo":
-        trained, sampled = settings.noised_timesteps, sampled * guided + settings.noised_timesteps
-        guided = 1.0
-        return sampled + trained * (each + 3 * settings.anchor)
+        trained = settings.noised_timesteps
+        return guided * sampled + trained * (1 + each + 3 * settings.anchor)
     return guided * (sampled + trained * each) + 3 * settings.anchor * trained
 
 
@@ -127,11 +130,12 @@ def trained(preset: Config, changes: Mapping[str, Any], seed: int, passes: int) 
     epochs = max(1, round(passes / images / passes_of(settings)))
     settings = settings.model_copy(update={"epochs": epochs})
     stamp = (stage1(preset).parent / "stage.json").read_text(encoding="utf-8")
-    known = {"settings": settings.model_dump(), "closeness": weight, "start": stamp, "seed": seed}
+    task = task_of(preset, weight)
+    known = {"settings": settings.model_dump(), "start": stamp, "seed": seed, "paid": task.judges}
     folder = WORK / identity("derm_rl.ddpo.trainer", **known)[:12]
     if not (folder / "done").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        pipe, task = pipeline.load(stage1(preset)), task_of(preset, weight)
+        pipe = pipeline.load(stage1(preset))
         trainer.train(pipe, task, settings, folder, seed)
         pipeline.save(pipe, folder / "pipeline")
         discard_checkpoint(folder / "checkpoint.pt")
@@ -145,31 +149,35 @@ def prompts_of(preset: Config) -> list[prompts.Finding]:
 
 
 class Measured:
-    """Measures pipelines on the same noise, each model's images made once for each ``eta``."""
+    """Measures pipelines on the same noise, without guidance."""
 
     def __init__(self, preset: Config, seed: int) -> None:
         self.preset, self.seed, self.findings = preset, seed, prompts_of(preset)
+        WORK.mkdir(parents=True, exist_ok=True)
         folder = preset.require("02_reward_classifier")
         self.judge, self.reward = (classifier.load(folder / n) for n in ("judge", "reward"))
         asked = [finding for finding in self.findings for _ in range(MEASURED)]
         at = preset.alignment.seed + preset.data.phantom_seed + 3 + seed  # not stage 06's
         paths = [phantom.path_of(at, i, f.diagnosis, f.artifacts) for i, f in enumerate(asked)]
         real, _ = phantom.render_paths(paths, preset.image_size)
-        self.spaces = {"judge": self.judge.features, "imagenet": _imagenet}
+        self.spaces = {"judge": self.judge.features, "imagenet": features.imagenet}
         self.real = {space: embed(real) for space, embed in self.spaces.items()}
-        self.known: dict[tuple[Path, float], dict[str, float]] = {}
 
-    def __call__(self, source: Path, eta: float) -> dict[str, float]:
-        """Rates and distances of a pipeline's images."""
-        if (source, eta) in self.known:
-            return self.known[source, eta]
+    def samples(self, source: Path, eta: float) -> tuple[np.ndarray, pd.DataFrame]:
+        """Images of a pipeline, and what judge and rules see in each."""
         settings = self.preset.alignment
+        name = f"images_{source.parent.name}_{eta:g}_{self.seed}.npy"
         images = generate(
             pipeline.load(source), self.findings, MEASURED, settings.seed + 2 + self.seed,
             settings.inference_steps, 1.0, eta, settings.batch_size,
-            mixed_precision=settings.mixed_precision, progress=True,
+            mixed_precision=settings.mixed_precision, progress=True, out=WORK / name,
         )  # fmt: skip
-        samples = _graded("rl", images, self.findings, MEASURED, self.judge, self.reward)
+        graded = _graded("rl", images, self.findings, MEASURED, self.judge, self.reward)
+        return np.asarray(images), graded
+
+    def __call__(self, source: Path, eta: float) -> dict[str, float]:
+        """Rates and distances of a pipeline's images."""
+        images, samples = self.samples(source, eta)
         by, wanted, names = panel.seen(samples)
         found = panel.hits(samples).mean().to_dict()
         for j, name in enumerate(names):
@@ -183,22 +191,20 @@ class Measured:
             for name in ("precision", "recall", "coverage"):
                 found[f"{name}_{space}"] = getattr(near, name).mean()
             found[f"spread_{space}"] = quality.spread(made, texts).mean()
-        self.known[source, eta] = {k: float(v) for k, v in found.items()}
-        np.save(WORK / f"images_{source.parent.name}_{eta:g}_{self.seed}.npy", images)
-        return self.known[source, eta]
+        return {name: float(value) for name, value in found.items()}
 
 
-def _imagenet(images: np.ndarray) -> np.ndarray:
-    blocks = [features.imagenet(images[i : i + 128]) for i in range(0, len(images), 128)]
-    return np.concatenate(blocks)
+def spent(folder: Path) -> dict[str, float]:
+    """What a training took: epochs, passes of an image through the UNet, seconds."""
+    log, timing = (read_csv(folder / f"{n}.csv") for n in ("log", "timing"))
+    seconds = timing[["seconds_sample", "seconds_update"]].to_numpy().sum()
+    passes = int(log["unet_passes"].sum())
+    return {"epochs": len(timing), "unet_passes": passes, "seconds": float(seconds)}
 
 
 def row_of(name: str, seed: int, folder: Path, before: dict, after: dict) -> dict[str, Any]:
     """A row of the table: what it gained, where it is, and what it took."""
-    log, timing = (read_csv(folder / f"{n}.csv") for n in ("log", "timing"))
-    row = {"variant": name, "seed": seed, "epochs": len(timing)}
-    row["unet_passes"] = int(log["unet_passes"].sum())
-    row["seconds"] = float(timing[["seconds_sample", "seconds_update"]].to_numpy().sum())
+    row = {"variant": name, "seed": seed} | spent(folder)
     for key in after:
         if key.startswith("rules_recall_"):
             row[key] = after[key]
@@ -211,36 +217,33 @@ def row_of(name: str, seed: int, folder: Path, before: dict, after: dict) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--passes", type=int, default=PASSES)
     arguments = parser.parse_args()
-    preset = config.load(arguments.preset)
-    WORK.mkdir(parents=True, exist_ok=True)
-    table = RESULTS / f"objectives_{arguments.preset}.csv"
+    preset = config.load("demo")
+    table, commit = RESULTS / "objectives_demo.csv", provenance.commit()
     for seed in arguments.seeds:
         measure = Measured(preset, seed)
         for name in arguments.only:
             changes = VARIANTS[name]
             folder = trained(preset, changes, seed, arguments.passes)
-            forward = changes.get("objective", preset.ddpo.objective) != "ddpo"
-            eta = 0.0 if forward else preset.ddpo.eta
+            eta = preset.ddpo.eta if changes["objective"] == "ddpo" else 0.0
             ends = [measure(source, eta) for source in (stage1(preset), folder / "pipeline")]
-            row = row_of(name, seed, folder, *ends)
+            row = row_of(name, seed, folder, *ends) | {"commit": commit}
             rows = read_csv(table) if table.is_file() else pd.DataFrame(columns=["variant", "seed"])
             rows = rows[(rows["variant"] != name) | (rows["seed"] != seed)]
             rows = pd.concat([rows, pd.DataFrame([row])]) if len(rows) else pd.DataFrame([row])
             write_csv(table, rows)
             print(pd.Series(row).to_string(float_format="{:.3f}".format), flush=True)
-    facts = {"preset": arguments.preset, "passes": arguments.passes, "images_per_prompt": MEASURED}
-    facts |= {"date": date.today().isoformat(), "commit": provenance.commit()}
+    facts = {"passes": arguments.passes, "images_per_prompt": MEASURED, "commit": commit}
+    facts["date"] = date.today().isoformat()
     write_json(table.with_suffix(".json"), facts | {"variants": over_seeds(read_csv(table))})
 
 
 def over_seeds(table: pd.DataFrame) -> dict[str, dict[str, dict]]:
     """Of each variant the means of all columns over seeds, with 95 % t-intervals."""
-    names = [name for name in table if name not in ("variant", "seed")]
+    names = [name for name in table if name not in ("variant", "seed", "commit")]
     return {
         variant: {name: mean_interval(rows[name].to_numpy(float)) for name in names}
         for variant, rows in table.groupby("variant", sort=False)

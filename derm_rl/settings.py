@@ -162,8 +162,8 @@ class DDPOConfig(Section):
     objective: Literal["ddpo", "awm", "nft"] = Field(
         description="what makes an image more likely: its denoising steps (DDPO), or denoising it "
         "anew: advantage weighted matching (arXiv 2509.25050), negative-aware fine-tuning (2509."
-        "16117). These two sample without noise in the steps (eta is for evaluations), train the "
-        "output without guidance, and do not read drop_last_steps and step_weighting"
+        "16117). These two sample without noise in the steps, train the output without guidance, "
+        "and do not read eta, drop_last_steps and step_weighting"
     )
     noised_timesteps: int = count("timesteps to which awm and nft noise each finished image")
     nft_beta: float = positive(
@@ -228,7 +228,7 @@ class DDPOConfig(Section):
         "the reward of the finished image, as published",
     )
     advantage_clip: float = positive("largest advantage, in standard deviations")
-    updates_per_epoch: int = count("optimizer steps on each epoch's samples")
+    updates_per_epoch: int = count("optimizer steps on each epoch's samples, each of whole prompts")
     batch_size: int = count("images in a sampling pass, (image, step) pairs in a training pass")
     decode_batch_size: int | None = Field(
         ge=1, description="latents the autoencoder decodes at once, for memory; null = batch_size"

@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from train_tiny import settings_of, task_of
 
 from derm_rl import pipeline
+from derm_rl.ddpo import trainer
+from derm_rl.settings import Backbone
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -126,3 +130,61 @@ def test_what_readers_see_blind_is_scored_against_what_was_asked(tmp_path, monke
     np.save(folder / "images_rl.npy", 255 - np.load(folder / "images_rl.npy"))
     with pytest.raises(ValueError, match=r"anna\.csv is about other images"):
         blind_reading.score(settings, sheets)
+
+
+@pytest.fixture
+def objectives(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import objectives
+
+    return objectives
+
+
+@pytest.mark.parametrize("changes", [
+    {"objective": "awm"}, {"objective": "awm", "guidance_scales": [1.0], "anchor": 0.5},
+    {"objective": "nft", "method": "lora", "kl_weight": 0.1}, {"drop_last_steps": 1},
+    {"drop_last_steps": 1, "guidance_scales": [1.0], "anchor": 0.5},
+], ids=str)  # fmt: skip
+def test_an_image_takes_as_many_passes_as_training_counts(
+    objectives, tiny_pipeline_folder, tmp_path, changes
+):
+    settings = settings_of(epochs=1, **changes)
+    pipe = pipeline.load(tiny_pipeline_folder)
+    log = trainer.train(pipe, task_of(), settings, tmp_path, 0, progress=False)
+    images = 4 * settings.images_per_prompt
+    assert log["unet_passes"].sum() == pytest.approx(images * objectives.passes_of(settings))
+    found = objectives.spent(tmp_path)
+    assert found["epochs"] == 1 and found["unet_passes"] == log["unet_passes"].sum()
+
+
+def test_what_is_close_to_training_images_is_paid_more(objectives):
+    from derm_rl import classifier
+
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (40, 16, 16, 3), np.uint8)
+    model = classifier.model.build(
+        Backbone(architecture="resnet", widths=[8, 16], depths=[1, 1], pretrained=None),
+        ["hair", "MEL"], 16,
+    ).eval()  # fmt: skip
+    pay = objectives.closeness(model, images)
+    same = classifier.model.as_tensor(images[:8])
+    values = [pay(x, torch.zeros(8, 2)) for x in (same, same.mean((2, 3), keepdim=True) * same)]
+    assert torch.allclose(values[0], torch.ones(8), atol=1e-3)
+    assert (values[1] < values[0]).all() and (values[1] > 0).all()
+
+
+def test_a_row_says_what_was_gained_and_means_are_over_seeds(objectives, tmp_path):
+    pd.DataFrame({"unet_passes": [10, 20, np.nan]}).to_csv(tmp_path / "log.csv", index=False)
+    seconds = {"seconds_sample": [1.0, 2.0], "seconds_update": [3.0, 4.0]}
+    pd.DataFrame(seconds).to_csv(tmp_path / "timing.csv", index=False)
+    before = {"panel": 0.2, "rules_recall_ink": 0.1, "spread_judge": 2.0}
+    after = {"panel": 0.5, "rules_recall_ink": 0.4, "spread_judge": 1.0}
+    row = objectives.row_of("awm", 0, tmp_path, before, after)
+    assert row["unet_passes"] == 30 and row["seconds"] == 10 and row["epochs"] == 2
+    assert row["panel_gain"] == pytest.approx(0.3) and row["rules_recall_ink"] == 0.4
+    assert row["spread_judge_ratio"] == 0.5
+    table = pd.DataFrame([row, row | {"seed": 1, "panel_gain": 0.5}])
+    found = objectives.over_seeds(table)["awm"]["panel_gain"]
+    half = 12.7062 * 0.1  # of Student's t with one degree of freedom, times the standard error
+    assert (found["value"], found["n"]) == (pytest.approx(0.4), 2)
+    assert found["high"] - found["value"] == pytest.approx(half, rel=1e-4)

@@ -493,6 +493,9 @@ def test_all_useful_images_of_a_prompt_are_in_one_update():
     again = parts(prompt, useful, 3, torch.Generator().manual_seed(1))
     assert [part.tolist() for part in again] != [part.tolist() for part in found]
     assert len(parts(prompt, useful, 9, torch.Generator())) == 5  # no update without images
+    nine = torch.arange(9)
+    even = parts(nine, torch.ones(9, dtype=torch.bool), 4, torch.Generator())
+    assert [len(part) for part in even] == [3, 2, 2, 2]
     assert parts(prompt, torch.zeros(24, dtype=torch.bool), 3, torch.Generator()) == []
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_WEIGHT = 20.0  # a rarer label would make single images dominate the gradient of a batch
+MAX_EACH = 4.0  # and so would a combination of label and confounder that hardly ever occurs
 TEMPERATURES = np.geomspace(0.5, 5.0, 200)
 
 
@@ -35,14 +36,14 @@ def independent(labels: np.ndarray, group: np.ndarray, known: np.ndarray) -> np.
 
     Reweighing of Kamiran & Calders 2012 (doi:10.1007/s10115-011-0463-8), label by label. Where most
     images with a ruler have dark corners too, the corner would pay as a sign of the ruler; so
-    weighted it does not. Prevalences stay as they are.
+    weighted it does not. Prevalences stay as they are, unless a cell is empty or bounded.
 
     Args:
         labels: (N, L) of 0 and 1. group: (N,) bool.
         known: (N,) bool, images from which the probabilities are taken; others only get weights.
 
     Returns:
-        float32 with a mean of about 1, at most ``MAX_WEIGHT``; 1 in a cell without known images.
+        float32, at most ``MAX_EACH``; 1 in a cell without known images.
     """
     out = np.ones(labels.shape, np.float32)
     for g in (False, True):
@@ -51,7 +52,7 @@ def independent(labels: np.ndarray, group: np.ndarray, known: np.ndarray) -> np.
             share = inside[known].mean(0)
             expected = (labels[known] == y).mean(0) * (group[known] == g).mean()
             ratio = np.divide(expected, share, out=np.ones_like(expected), where=share > 0)
-            out = np.where(inside, ratio.clip(max=MAX_WEIGHT), out)
+            out = np.where(inside, ratio.clip(max=MAX_EACH), out)
     return out.astype(np.float32)
 
 
@@ -66,7 +67,9 @@ def loss(logits: Tensor, labels: Tensor, weight: Tensor, each: Tensor | None = N
     )
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def fit_temperature(
+    logits: np.ndarray, labels: np.ndarray, each: np.ndarray | None = None
+) -> np.ndarray:
     """Temperature per label (L,) with the least balanced negative log-likelihood.
 
     Temperature scaling (arXiv 1706.04599) by search over ``TEMPERATURES``: the optimum of one
@@ -74,10 +77,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     negatives weigh half each. A label that validation images all show, or none, keeps 1.
 
     Args:
-        logits: (N, L), bias already added. labels: (N, L) of 0 and 1.
+        logits: (N, L), bias already added. labels: (N, L) of 0 and 1. each: (N, L) weights.
     """
     z = torch.from_numpy(np.asarray(logits, np.float64))
     y = torch.from_numpy(np.asarray(labels, np.float64))
+    weights = torch.ones_like(y) if each is None else torch.from_numpy(each).double()
     out = np.ones(z.shape[1], np.float32)
     for j in range(z.shape[1]):
         positive = y[:, j] == 1
@@ -85,5 +89,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
             continue
         scaled = z[:, j, None] / torch.from_numpy(TEMPERATURES)
         nll = -nn.functional.logsigmoid(torch.where(positive[:, None], scaled, -scaled))
-        out[j] = TEMPERATURES[int((nll[positive].mean(0) + nll[~positive].mean(0)).argmin())]
+        parts = [weights[k, j] @ nll[k] / weights[k, j].sum() for k in (positive, ~positive)]
+        out[j] = TEMPERATURES[int(sum(parts).argmin())]
     return out

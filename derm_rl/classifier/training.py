@@ -102,9 +102,12 @@ def train(
                        belongs_to, progress, callback)  # fmt: skip
 
     z = _raw(model, images, np.flatnonzero(validation), settings.batch_size)
+    of = None if each is None else each[validation]
     model.bias.copy_(bias)
     z = z + model.bias.cpu().numpy()
-    model.temperature.copy_(torch.from_numpy(calibration.fit_temperature(z, labels[validation])))
+    model.temperature.copy_(
+        torch.from_numpy(calibration.fit_temperature(z, labels[validation], of))
+    )
     model.save(
         folder,
         card={
@@ -139,11 +142,12 @@ def _fit(
     callback: Callable[[dict[str, Any]], None] | None,
 ) -> pd.DataFrame:
     """The loop. Leaves the best weights in ``model``; returns the history."""
+    weights = {device.type: weight.to(device) for device in (torch.device("cpu"), model.device)}
 
     def loss_of(z: Tensor, rows: np.ndarray) -> Tensor:
         y, of = (None if part is None else torch.from_numpy(part[rows]).to(z.device)
                  for part in (labels, each))  # fmt: skip
-        return calibration.loss(z, y, weight.to(z.device), of)
+        return calibration.loss(z, y, weights[z.device.type], of)
 
     train_rows, validation_rows = np.flatnonzero(~validation), np.flatnonzero(validation)
     # β₂ 0.99, not 0.999: the second moments must settle within a thousand updates.

@@ -143,8 +143,8 @@ class Policy:
     def noise_anew(self, path: Trajectory, prompt: Tensor, *seeds: int | str) -> Noised:
         """The finished latents at some timesteps, and the model's output there.
 
-        Images of one prompt share timesteps and noise: advantages of a prompt sum to zero, so what
-        the noise asks of all of them alike cancels, and what tells them apart remains.
+        Images of one prompt share timesteps and noise: where a prompt's advantages sum to zero,
+        what the noise asks of all of them alike cancels, and what tells them apart remains.
         """
         latents, count, randoms = path.latents[:, -1].float(), self.settings.noised_timesteps, []
         for p in prompt:

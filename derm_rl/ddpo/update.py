@@ -79,10 +79,10 @@ def update(
 ) -> dict[str, float]:
     """Several clipped gradient steps on one epoch's samples; returns what is logged of them.
 
-    The prompts are split into ``updates_per_epoch`` parts; each part gives one optimizer step over
-    a random ``timestep_fraction`` of its images' trained steps (or noised timesteps), in passes of
-    ``batch_size`` (image, step) pairs. Images without advantage cost no pass, unless
-    the objective has something to ask of them too.
+    The prompts are split into at most ``updates_per_epoch`` parts; each gives one optimizer step
+    over a random ``timestep_fraction`` of its images' trained steps (or noised timesteps), in
+    passes of ``batch_size`` (image, step) pairs. Images without advantage cost no pass, unless the
+    objective has something to ask of them too.
 
     Args:
         batch: this process's images.
@@ -95,7 +95,8 @@ def update(
     per_image = max(1, round(settings.timestep_fraction * len(trainable)))
     advantage = torch.from_numpy(advantage)
     useful = (advantage != 0).any(1) | (settings.objective == "nft")  # it holds on to the others
-    choice = torch.rand(len(advantage), len(trainable), generator=random).argsort(1)[:, :per_image]
+    choice = torch.rand(int(prompt.max()) + 1, len(trainable), generator=random)
+    choice = choice.argsort(1)[prompt, :per_image]  # images of a prompt train the same
     tally, norms, deviation = Tally(policy.columns, accelerator.device), [], 0.0
     policy.pipe.unet.train()
     for part in parts(prompt, useful, settings.updates_per_epoch, random):
@@ -126,15 +127,15 @@ def update(
 def parts(prompt: Tensor, useful: Tensor, count: int, random: torch.Generator) -> list[Tensor]:
     """The useful images of each of at most ``count`` updates, none of which is empty.
 
-    All images of a prompt are in one update: what their advantages, which sum to zero, do not tell
-    apart then cancels in it.
+    All images of a prompt are in one update: where their advantages sum to zero (``group``), what
+    is alike in them cancels there, the noise that forward objectives add to them for one.
 
     Args:
         prompt, useful: (B,) of each image, its prompt and whether it has anything to teach.
     """
     ids = prompt[useful].unique()
     ids = ids[torch.randperm(len(ids), generator=random)]
-    found = [torch.isin(prompt, part) & useful for part in ids.chunk(count) if len(part)]
+    found = [torch.isin(prompt, part) & useful for part in ids.tensor_split(count) if len(part)]
     return [torch.nonzero(each)[:, 0] for each in found]
 
 

@@ -132,8 +132,14 @@ def _train_one(config: Config, name: str, folder: Path, progress: bool) -> Label
         seed,
         folder,
         progress=progress,
-        confounder=corner_of(part.frame),
+        confounder=_confounder(config, part),
     )
+
+
+def _confounder(config: Config, part: data.Dataset) -> np.ndarray | None:
+    """Dark corners, where they are no label and phantoms' are drawn independently of all labels."""
+    drawn = config.data.source == "phantom"
+    return None if drawn or CORNER in part.artifacts else corner_of(part.frame)
 
 
 def corner_of(frame: pd.DataFrame) -> np.ndarray:

@@ -76,6 +76,44 @@ def _learning_curves(ax: Axes, curves: pd.DataFrame, column: str) -> None:
         ax.plot(mean[column], mean["eval_judge_apr"], color=colour, linewidth=2.2, label=label)
 
 
+def ddpo_objectives(config: Config, preset: str = "demo") -> Picture:
+    """What each way to refine gains, and what of the distribution it keeps, at the same work.
+
+    A dot a seed, a bar their mean; both feature spaces of stage 06.
+    """
+    table = read_csv(RESULTS / f"objectives_{preset}.csv")
+    facts = read_json(RESULTS / f"objectives_{preset}.json")
+    variants = list(dict.fromkeys(table["variant"]))
+    panels = {
+        "panel APR gained": {"panel_gain": "judge and rules", "judge_gain": "judge alone"},
+        "coverage gained": {"coverage_judge_gain": "judge's features",
+                            "coverage_imagenet_gain": "ImageNet's"},
+        "spread within a prompt, over stage 1's": {"spread_judge_ratio": "judge's features",
+                                                   "spread_imagenet_ratio": "ImageNet's"},
+    }  # fmt: skip
+    fig, (row,) = axes(1, len(panels), 3.6, 0.36 * len(variants) + 1.2, sharey=True)
+    for ax, (label, columns) in zip(row, panels.items(), strict=True):
+        for k, (column, said) in enumerate(columns.items()):
+            for y, variant in enumerate(variants):
+                values = table.loc[table["variant"] == variant, column]
+                at = y + 0.22 * (k - 0.5)
+                ax.plot(values, [at] * len(values), "o", color=COLOURS[k], ms=3, alpha=0.6)
+                ax.plot([values.mean()] * 2, [at - 0.13, at + 0.13], color=COLOURS[k], lw=2.5,
+                        label=said if y == 0 else None)  # fmt: skip
+        ax.axvline(float("ratio" in column), color=BEFORE, linestyle="--", linewidth=0.8)
+        ax.set(xlabel=label, yticks=range(len(variants)), yticklabels=variants)
+        ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False)
+        plain(ax)
+    row[0].invert_yaxis()
+    seeds, passes = table["seed"].nunique(), facts["passes"]
+    fig.suptitle(
+        f"{preset}: {passes:,} UNet passes each, {seeds} seeds; {_measured(facts)} ({PHANTOM})",
+        fontsize=8,
+    )
+    save_fig(fig, "ddpo_objectives", table, config)
+    return fig
+
+
 def ddpo_options(config: Config, device: str = "cpu") -> Picture:
     """How much less an image costs with each option alone, and with those that pay together."""
     table = read_csv(RESULTS / f"ddpo_{device}_options.csv")
