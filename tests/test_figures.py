@@ -85,7 +85,7 @@ def test_the_truth_of_phantoms_ends_without_a_blank_strip(tmp_path, monkeypatch)
     assert blank < 0.06 * len(rows) and not cut(saved[0])
 
 
-@pytest.mark.parametrize("draw", [engine.ddpo_options, engine.ddpo_recipes])
+@pytest.mark.parametrize("draw", [engine.ddpo_options, engine.ddpo_recipes, engine.ddpo_objectives])
 def test_figures_of_measurements_are_whole_and_name_a_commit(draw, monkeypatch):
     saved = []
     monkeypatch.setattr(engine, "save_fig", lambda fig, *_: saved.append(fig))
