@@ -4,15 +4,16 @@
     python benchmarks/blind_reading.py score FOLDER                       what follows from them
 
 ``draw`` takes two images of every prompt from stage 05, before and after RL, from the same noise,
-mixes them, and draws them enlarged, with nothing but a number, in another order for each reader:
+and two of stage 1 at each guidance scale of ``GUIDED`` from its front, mixes them all, and draws
+them enlarged, with nothing but a number, in another order for each reader:
 ``FOLDER/<reader>_<page>.png``. Beside them lies ``FOLDER/<reader>.csv`` with the numbers (and a
 hash of each image), for the reader to fill in: in the column ``seen`` the artifacts that are really
 there, with spaces between.
 
 ``score`` writes ``benchmarks/results/blind_reading_<preset>.csv`` (what was asked, and what each
 reader, judge and rules saw) and ``.json``: the APR by eye of each model, where all readers see
-exactly what was asked; its gain; how far readers agree (kappa); and of each artifact the share that
-judge and rules see where all readers do, and where none does.
+exactly what was asked; RL's gain; how far readers agree (kappa); and of each artifact the share
+that judge and rules see where all readers do, and where none does, in the images of both models.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from sklearn.metrics import cohen_kappa_score
 
-from derm_rl import config, provenance
+from derm_rl import classifier, config, data, prompts, provenance
 from derm_rl.captions.sampling import wilson
 from derm_rl.config import Config
 from derm_rl.evaluation import audit_sheet, bootstrap
-from derm_rl.evaluation.alignment_stage import MODELS
+from derm_rl.evaluation.alignment_stage import MODELS, _graded, front_file
 from derm_rl.evaluation.panel import INSTRUMENTS, seen
 from derm_rl.io import read_csv, write_csv, write_json
 
 RESULTS = Path(__file__).parent / "results"
+GUIDED = (2.0, 4.0)
 INDICES = (5, 6)  # of the images of a prompt: the first ones are in figures, which readers may know
 SEED = 1510
 SIDE, ACROSS, PAGE = 288, 4, 16  # pixels of an image on the sheet; images in a row, on a page
@@ -48,9 +50,26 @@ def chosen(settings: Config) -> tuple[pd.DataFrame, np.ndarray]:
         samples, made = audit_sheet.drawn(settings, model)
         parts.append(samples[samples["index"].isin(INDICES)])
         images.append(made[parts[-1].index])
+    for part, some in guided(settings):
+        parts.append(part)
+        images.append(some)
     table, images = pd.concat(parts, ignore_index=True), np.concatenate(images)
     order = np.random.default_rng(SEED).permutation(len(table))
     return audit_sheet.numbered(table.loc[order], images[order])
+
+
+def guided(settings: Config) -> list[tuple[pd.DataFrame, np.ndarray]]:
+    """Samples table and images of stage 1 at each of ``GUIDED``, two of every prompt."""
+    classifiers = settings.require("02_reward_classifier")
+    judge, reward = (classifier.load(classifiers / name) for name in ("judge", "reward"))
+    words, n = data.vocabulary(settings), settings.alignment.front_images_per_prompt
+    asked = prompts.all_prompts(words.diagnoses, words.artifacts)
+    rows, found = (np.arange(len(asked))[:, None] * n + np.arange(2)).ravel(), []
+    for guidance in GUIDED:
+        file = settings.require("05_alignment") / front_file("stage1", guidance, 0.0)
+        images, name = np.load(file, mmap_mode="r")[rows], f"stage1 at guidance {guidance:g}"
+        found.append((_graded(name, images, asked, 2, judge, reward), images))
+    return found
 
 
 def draw(settings: Config, folder: Path, readers: list[str]) -> None:
@@ -113,10 +132,11 @@ def score(settings: Config, folder: Path) -> tuple[pd.DataFrame, dict]:
             out[f"{who}_{name}"] = what[:, j].astype(int)
     right = np.all([(found == wanted).all(1) for found in readers.values()], axis=0)
     results: dict = {"readers": list(readers), "images": len(table)}
-    for model in MODELS:
+    for model in (*MODELS, *sorted(set(table["model"]) - set(MODELS))):
         part = right[(table["model"] == model).to_numpy()]
         results[f"apr.{model}"] = wilson(int(part.sum()), len(part))._asdict()
-    pairs = out.assign(right=right).pivot(
+    compared = table["model"].isin(MODELS).to_numpy()
+    pairs = out.assign(right=right)[compared].pivot(
         index=["prompt", "index"], columns="model", values="right"
     )
     gain = (pairs["rl"].astype(float) - pairs["stage1"]).to_numpy()
@@ -127,7 +147,8 @@ def score(settings: Config, folder: Path) -> tuple[pd.DataFrame, dict]:
     for instrument, (j, name) in itertools.product(INSTRUMENTS, enumerate(names)):
         votes = np.sum([found[:, j] for found in readers.values()], axis=0)
         for kind, rows in (("recall", votes == len(readers)), ("false_add", votes == 0)):
-            found = wilson(int(by[instrument][rows, j].sum()), int(rows.sum()))
+            found = by[instrument][rows & compared, j]
+            found = wilson(int(found.sum()), len(found))
             results[f"{instrument}.{kind}.{name}"] = found._asdict()
     return out, results
 

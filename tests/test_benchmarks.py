@@ -104,7 +104,10 @@ def test_what_readers_see_blind_is_scored_against_what_was_asked(tmp_path, monke
     for model in ("stage1", "rl"):
         images = random.integers(0, 255, (16, 8, 8, 3), np.uint8)
         np.save(folder / f"images_{model}.npy", images)
-    settings = load("smoke")
+    settings, guided = load("smoke"), pd.DataFrame(rows[5:7] + rows[13:15])
+    guided["model"] = "stage1 at guidance 2"
+    more = random.integers(0, 255, (4, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(blind_reading, "guided", lambda settings: [(guided, more)])
     monkeypatch.setattr(type(settings), "require", lambda self, stage: folder)
     sheets = tmp_path / "sheets"
     blind_reading.draw(settings, sheets, ["anna", "ben"])
@@ -113,18 +116,19 @@ def test_what_readers_see_blind_is_scored_against_what_was_asked(tmp_path, monke
     orders = []
     for reader in ("anna", "ben"):
         form = pd.read_csv(sheets / f"{reader}.csv")
-        assert list(form.columns) == ["number", "image", "seen"] and len(form) == 8
+        assert list(form.columns) == ["number", "image", "seen"] and len(form) == 12
         orders.append(form["number"].tolist())
         rl = key.loc[form["number"]]
-        form["seen"] = np.where(rl["model"] == "rl", rl["prompt"].str.removeprefix("with "), "")
+        form["seen"] = np.where(rl["model"] != "stage1", rl["prompt"].str.removeprefix("with "), "")
         if reader == "ben":  # does not see one of RL's
-            form.loc[form["seen"].ne("").idxmax(), "seen"] = ""
+            form.loc[(rl["model"] == "rl").to_numpy().argmax(), "seen"] = ""
         form.to_csv(sheets / f"{reader}.csv", index=False)
     assert orders[0] != orders[1]
     table, results = blind_reading.score(settings, sheets)
     assert results["apr.stage1"]["value"] == 0 and results["apr.rl"]["value"] == 0.75
     assert results["apr.gain"]["value"] == 0.75 and results["apr.gain"]["n"] == 4
-    assert table["anna_hair"].sum() + table["anna_ruler"].sum() == 4
+    assert results["apr.stage1 at guidance 2"]["value"] == 1
+    assert table["anna_hair"].sum() + table["anna_ruler"].sum() == 8
     assert results["judge.recall.hair"]["value"] == 1 and results["judge.false_add.hair"]["n"] > 0
     assert 0 < results["kappa.anna.ben"] < 1
     np.save(folder / "images_rl.npy", 255 - np.load(folder / "images_rl.npy"))
