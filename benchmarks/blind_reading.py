@@ -4,11 +4,10 @@
     python benchmarks/blind_reading.py score FOLDER                       what follows from them
 
 ``draw`` takes two images of every prompt from stage 05, before and after RL, from the same noise,
-and two of stage 1 at each guidance scale of ``GUIDED`` from its front, mixes them all, and draws
-them enlarged, with nothing but a number, in another order for each reader:
-``FOLDER/<reader>_<page>.png``. Beside them lies ``FOLDER/<reader>.csv`` with the numbers (and a
-hash of each image), for the reader to fill in: in the column ``seen`` the artifacts that are really
-there, with spaces between.
+and two of each with guidance ``GUIDED`` from its front, mixes them all, and draws them enlarged,
+with nothing but a number, in another order for each reader: ``FOLDER/<reader>_<page>.png``. Beside
+them lies ``FOLDER/<reader>.csv`` with the numbers (and a hash of each image), for the reader to
+fill in: in the column ``seen`` the artifacts that are really there, with spaces between.
 
 ``score`` writes ``benchmarks/results/blind_reading_<preset>.csv`` (what was asked, and what each
 reader, judge and rules saw) and ``.json``: the APR by eye of each model, where all readers see
@@ -36,7 +35,7 @@ from derm_rl.evaluation.panel import INSTRUMENTS, seen
 from derm_rl.io import read_csv, write_csv, write_json
 
 RESULTS = Path(__file__).parent / "results"
-GUIDED = (2.0, 4.0)
+GUIDED = 4.0
 INDICES = (5, 6)  # of the images of a prompt: the first ones are in figures, which readers may know
 SEED = 1510
 SIDE, ACROSS, PAGE = 288, 4, 16  # pixels of an image on the sheet; images in a row, on a page
@@ -59,15 +58,15 @@ def chosen(settings: Config) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def guided(settings: Config) -> list[tuple[pd.DataFrame, np.ndarray]]:
-    """Samples table and images of stage 1 at each of ``GUIDED``, two of every prompt."""
+    """Samples table and images of each model at guidance ``GUIDED``, two of every prompt."""
     classifiers = settings.require("02_reward_classifier")
     judge, reward = (classifier.load(classifiers / name) for name in ("judge", "reward"))
     words, n = data.vocabulary(settings), settings.alignment.front_images_per_prompt
     asked = prompts.all_prompts(words.diagnoses, words.artifacts)
     rows, found = (np.arange(len(asked))[:, None] * n + np.arange(2)).ravel(), []
-    for guidance in GUIDED:
-        file = settings.require("05_alignment") / front_file("stage1", guidance, 0.0)
-        images, name = np.load(file, mmap_mode="r")[rows], f"stage1 at guidance {guidance:g}"
+    for model, adapter in (("stage1", 0.0), ("rl", 1.0)):
+        file = settings.require("05_alignment") / front_file(model, GUIDED, adapter)
+        images, name = np.load(file, mmap_mode="r")[rows], f"{model} at guidance {GUIDED:g}"
         found.append((_graded(name, images, asked, 2, judge, reward), images))
     return found
 

@@ -239,12 +239,12 @@ def test_the_readme_states_what_readers_saw_blind():
         "(the judge {}, {}, {}, {})".format(*found)
     ) in text
     said = []
-    for guidance in (2, 4):
-        rows = every[every["model"] == f"stage1 at guidance {guidance}"]
+    for model, title in (("stage1", "images of stage 1"), ("rl", "images after RL")):
+        rows = every[every["model"] == f"{model} at guidance 4"]
         asked = sees("wanted", rows)
         right = np.all([(sees(reader, rows) == asked).all(1) for reader in readers], axis=0)
-        said.append(f"{right.sum()} of {len(right)} at guidance {guidance}")
-    assert f"in {said[0]} and in {said[1]}" in text
+        said.append(f"{right.sum()} of {len(right)} {title}")
+    assert f"with guidance 4 in {said[0]} and in {said[1]}" in text
 
 
 def test_the_readme_states_what_ways_to_refine_gain():
