@@ -66,6 +66,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "awm, closeness": PLAIN | {"closeness": 0.3},
     "awm, anchor, KL": PLAIN | HELD | {"kl_weight": 1.0},
     "awm, anchor, variety, closeness": PLAIN | HELD | {"variety": 1.0, "closeness": 0.3},
+    "awm, anchor, label by label": PLAIN | HELD | {"advantages": "per_label"},
+    "awm, anchor, guidance in turns": PLAIN | HELD | {"guidance_scales": [4.0, 1.0]},
     "nft": NFT,
     "nft, anchor": NFT | HELD,
     "ddpo": DDPO,
