@@ -77,7 +77,7 @@ def _learning_curves(ax: Axes, curves: pd.DataFrame, column: str) -> None:
 
 
 def ddpo_objectives(config: Config, preset: str = "demo") -> Picture:
-    """What each way to refine gains, and what of the distribution it keeps, at the same work.
+    """What each way to refine gains, and what of the distribution it keeps, at about the same work.
 
     A dot a seed, a bar their mean; both feature spaces of stage 06.
     """
@@ -85,7 +85,7 @@ def ddpo_objectives(config: Config, preset: str = "demo") -> Picture:
     facts = read_json(RESULTS / f"objectives_{preset}.json")
     variants = list(dict.fromkeys(table["variant"]))
     panels = {
-        "panel APR gained": {"panel_gain": "judge and rules", "judge_gain": "judge alone"},
+        "APR gained": {"panel_gain": "judge and rules", "judge_gain": "judge alone"},
         "coverage gained": {"coverage_judge_gain": "judge's features",
                             "coverage_imagenet_gain": "ImageNet's"},
         "spread within a prompt, over stage 1's": {"spread_judge_ratio": "judge's features",
@@ -105,9 +105,9 @@ def ddpo_objectives(config: Config, preset: str = "demo") -> Picture:
         ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False)
         plain(ax)
     row[0].invert_yaxis()
-    seeds, passes = table["seed"].nunique(), facts["passes"]
+    seeds, passes = ", ".join(map(str, sorted(table["seed"].unique()))), facts["passes"]
     fig.suptitle(
-        f"{preset}: {passes:,} UNet passes each, {seeds} seeds; {_measured(facts)} ({PHANTOM})",
+        f"{preset}: about {passes:,} UNet passes each, seeds: {seeds}; {_measured(facts)} ({PHANTOM})",
         fontsize=8,
     )
     save_fig(fig, "ddpo_objectives", table, config)
