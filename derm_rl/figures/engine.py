@@ -107,7 +107,8 @@ def ddpo_objectives(config: Config, preset: str = "demo") -> Picture:
     row[0].invert_yaxis()
     seeds, passes = ", ".join(map(str, sorted(table["seed"].unique()))), facts["passes"]
     fig.suptitle(
-        f"{preset}: about {passes:,} UNet passes each, seeds: {seeds}; {_measured(facts)} ({PHANTOM})",
+        f"{preset}: about {passes:,} UNet passes each, seeds: {seeds}; {_measured(facts)}"
+        f" ({PHANTOM})",
         fontsize=8,
     )
     save_fig(fig, "ddpo_objectives", table, config)
