@@ -53,5 +53,5 @@ figures: $(READY) ## redraw the figures of a preset from its finished stages
 base: $(READY) ## train models/ from nothing (about five hours on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m derm_rl.base
 
-bench: $(READY) ## the demo's alignment gain for three seeds (three hours in float32)
+bench: $(READY) ## the demo's alignment gain for three seeds (an hour, or three to four in float32)
 	$(BIN)/python benchmarks/seeds.py
