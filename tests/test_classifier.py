@@ -561,6 +561,7 @@ def stage(tmp_path, monkeypatch):
         frame.loc[5, "lesion_id"] = pd.NA
         frame["diagnosis"] = np.where(labels[:, 1] == 1, "MEL", "NV")
         frame["ink"] = pd.array(labels[:, 0] == 1, dtype="boolean")
+        frame["dark_corner"] = pd.array(np.arange(96) % 4 == 0, dtype="boolean")
         frames[split] = SimpleNamespace(
             frame=frame, images=images, labels=labels, label_names=NAMES, artifacts=["ink"]
         )
@@ -574,6 +575,7 @@ def stage(tmp_path, monkeypatch):
         seed=0,
         overrides=(),
         image_size=16,
+        data=SimpleNamespace(source="ham10000"),
         pipeline=SimpleNamespace(base="models/phantom-sd"),
         classifier=SimpleNamespace(
             reward=RESNET, judge=CONVNEXT, bootstrap=50, **vars(settings(epochs=2))
@@ -608,7 +610,7 @@ def test_stage_trains_both_and_writes_every_table(stage, tmp_path, monkeypatch):
     assert folder == tmp_path / "02_reward_classifier"
     tables = {
         name: pd.read_csv(folder / f"{name}.csv")
-        for name in ("history", "attributes", "roc", "reliability", "predictions")
+        for name in ("history", "attributes", "roc", "reliability", "predictions", "corners")
     }
     assert all(set(t["model"]) == {"reward", "judge"} for t in tables.values())
     attributes = tables["attributes"].set_index(["model", "attribute"])
