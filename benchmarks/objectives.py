@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from seeds import mean_interval
+from seeds import costs, mean_interval
 from torch import Tensor
 
 from derm_rl import classifier, config, data, pipeline, prompts, provenance, rewards
@@ -199,9 +199,7 @@ class Measured:
 def spent(folder: Path) -> dict[str, float]:
     """What a training took: epochs, passes of an image through the UNet, seconds."""
     log, timing = (read_csv(folder / f"{n}.csv") for n in ("log", "timing"))
-    seconds = timing[["seconds_sample", "seconds_update"]].to_numpy().sum()
-    passes = int(log["unet_passes"].sum())
-    return {"epochs": len(timing), "unet_passes": passes, "seconds": float(seconds)}
+    return {"epochs": len(timing)} | costs(log, timing)
 
 
 def row_of(name: str, seed: int, folder: Path, before: dict, after: dict) -> dict[str, Any]:

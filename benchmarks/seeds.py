@@ -62,9 +62,15 @@ def summarized(
 ) -> dict[str, float | int | str]:
     """A row of the table: the numbers of one seed, what RL took, and the commit they are of."""
     values = {name: metrics[name]["value"] for name in METRICS}
+    spent = costs(log, timing)
+    spent["seconds"] = round(spent["seconds"])
+    return {"seed": seed, **values, **spent, "commit": metrics[METRICS[0]]["commit"]}
+
+
+def costs(log: pd.DataFrame, timing: pd.DataFrame) -> dict[str, float]:
+    """What a training took, from its ``log.csv`` and ``timing.csv``: ``COSTS``."""
     seconds = timing[["seconds_sample", "seconds_update"]].to_numpy().sum()
-    costs = dict(zip(COSTS, (int(log["unet_passes"].sum()), round(float(seconds))), strict=True))
-    return {"seed": seed, **values, **costs, "commit": metrics[METRICS[0]]["commit"]}
+    return dict(zip(COSTS, (int(log["unet_passes"].sum()), float(seconds)), strict=True))
 
 
 def mean_interval(values: np.ndarray) -> dict[str, float | int | None]:

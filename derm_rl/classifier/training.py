@@ -142,12 +142,12 @@ def _fit(
     callback: Callable[[dict[str, Any]], None] | None,
 ) -> pd.DataFrame:
     """The loop. Leaves the best weights in ``model``; returns the history."""
-    weights = {device.type: weight.to(device) for device in (torch.device("cpu"), model.device)}
+    weight = weight.to(model.device)
 
     def loss_of(z: Tensor, rows: np.ndarray) -> Tensor:
-        y, of = (None if part is None else torch.from_numpy(part[rows]).to(z.device)
+        y, of = (None if part is None else torch.from_numpy(part[rows]).to(model.device)
                  for part in (labels, each))  # fmt: skip
-        return calibration.loss(z, y, weights[z.device.type], of)
+        return calibration.loss(z.to(model.device), y, weight, of)
 
     train_rows, validation_rows = np.flatnonzero(~validation), np.flatnonzero(validation)
     # β₂ 0.99, not 0.999: the second moments must settle within a thousand updates.
