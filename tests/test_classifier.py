@@ -147,6 +147,15 @@ def test_the_network_is_a_plain_transformers_folder(tmp_path):
     assert torch.equal(model.logits(x), (raw + model.bias) / model.temperature)
 
 
+@pytest.mark.parametrize("widths, expected", [
+    ([8, 16], torch.contiguous_format), ([16, 32], torch.channels_last),
+])  # fmt: skip
+def test_images_are_laid_out_such_that_the_backward_pass_stays_in_its_memory(widths, expected):
+    backbone = SimpleNamespace(**(vars(RESNET) | {"widths": widths}))
+    model = classifier.build(backbone, NAMES, 48, [0.5] * 3, [0.2] * 3)
+    assert training._layout(model) is expected
+
+
 def test_a_killed_training_continues_bit_for_bit(tmp_path):
     class Killed(Exception):
         pass

@@ -161,7 +161,8 @@ def _fit(
     total = settings.epochs * batches
     rows: list[dict[str, Any]] = []
     best, best_state = float("inf"), copy.deepcopy(model.network.state_dict())
-    model.to(memory_format=torch.channels_last)  # the same, but a third faster on CPUs
+    layout = _layout(model)
+    model.to(memory_format=layout)
     needs = ("network", "optimizer", "history", "best", "best_state")
     saved = training.load_checkpoint(_checkpoint(folder), belongs_to, needs)
     if saved is not None:
@@ -192,7 +193,7 @@ def _fit(
             batch = np.sort(order[i * settings.batch_size : (i + 1) * settings.batch_size])
             x = as_tensor(images[batch])
             x = augment(x, generator) if settings.augment else x
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=layout)
             loss = loss_of(model.raw_logits(x), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -222,6 +223,22 @@ def _fit(
     model.network.load_state_dict(best_state)
     model.eval()
     return pd.DataFrame(rows)
+
+
+def _layout(model: nn.Module) -> torch.memory_format:
+    """Channels last, the same but a third faster on CPUs, where that is safe.
+
+    The backward pass of a 1×1 convolution with a stride and fewer input channels than a CPU's
+    vector holds (16) writes past its memory in oneDNN: uxlfoundation/oneDNN, issue 6035.
+    """
+    narrow = any(
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and part.stride != (1, 1)
+        and part.in_channels // part.groups < 16
+        for part in model.modules()
+    )
+    return torch.contiguous_format if narrow else torch.channels_last
 
 
 def _since_best(rows: list[dict[str, Any]]) -> int:
