@@ -30,7 +30,7 @@ from derm_rl import classifier, config, data, prompts, provenance
 from derm_rl.captions.sampling import wilson
 from derm_rl.config import Config
 from derm_rl.evaluation import audit_sheet, bootstrap
-from derm_rl.evaluation.alignment_stage import MODELS, _graded, front_file
+from derm_rl.evaluation.alignment_stage import MODELS, front_file, graded
 from derm_rl.evaluation.panel import INSTRUMENTS, seen
 from derm_rl.io import read_csv, write_csv, write_json
 
@@ -65,9 +65,11 @@ def guided(settings: Config) -> list[tuple[pd.DataFrame, np.ndarray]]:
     asked = prompts.all_prompts(words.diagnoses, words.artifacts)
     rows, found = (np.arange(len(asked))[:, None] * n + np.arange(2)).ravel(), []
     for model, adapter in (("stage1", 0.0), ("rl", 1.0)):
-        file = settings.require("05_alignment") / front_file(model, GUIDED, adapter)
+        file = settings.require("05_alignment") / front_file(
+            model, GUIDED, adapter, settings.alignment.eta
+        )
         images, name = np.load(file, mmap_mode="r")[rows], f"{model} at guidance {GUIDED:g}"
-        found.append((_graded(name, images, asked, 2, judge, reward), images))
+        found.append((graded(name, images, asked, 2, judge, reward), images))
     return found
 
 

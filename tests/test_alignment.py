@@ -279,9 +279,10 @@ def stage(pipe, tmp_path, monkeypatch):
 def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, capsys):
     config, recorded = stage
     folder = alignment_stage.run(config, progress=False)
-    points = [f"rl_{point}" for point in ("1_0.5", "1_1", "2_1")] + ["stage1_1_0", "stage1_2_0"]
+    points = [f"{model}_{g}_{whole}_{eta}" for model, whole in (("rl", 1), ("stage1", 0))
+              for g in (1, 2) for eta in (0, 1)] + ["rl_1_0.5_1"]  # fmt: skip
     names = [f"front_{point}.npy" for point in points] + ["images_rl.npy", "images_stage1.npy"]
-    assert sorted(p.name for p in folder.glob("*.npy")) == names
+    assert sorted(p.name for p in folder.glob("*.npy")) == sorted(names)
     stage1, rl = (np.load(folder / f"images_{model}.npy") for model in ("stage1", "rl"))
     assert stage1.shape == rl.shape == (16, 16, 16, 3)
     samples = pd.read_csv(folder / "samples.csv")
@@ -310,9 +311,11 @@ def test_stage_writes_images_tables_and_metrics_that_follow_from_them(stage, cap
     assert recorded["alignment.reward_judge_gap.rl"]["value"] == 0
     front = pd.read_csv(folder / "front.csv").set_index("model")
     assert front["chosen"].groupby("model").sum().tolist() == [1, 1]
-    assert front.loc["stage1", "adapter_scale"].tolist() == [0, 0]
-    assert front.loc["rl", "adapter_scale"].tolist() == [1, 1, 0.5]
-    assert front.loc["rl", "panel_apr"].nunique() == 1  # the two pipelines are the same
+    assert front.loc["stage1", "adapter_scale"].tolist() == [0, 0, 0, 0]
+    assert front.loc["rl", "adapter_scale"].tolist() == [1, 1, 0.5, 1, 1]
+    assert front["eta"].tolist() == [1, 1, 0, 0] + [1, 1, 1, 0, 0]
+    measured = front.reset_index().query("guidance_scale == 1 and adapter_scale != 0.5")
+    assert (measured.groupby("eta")["panel_apr"].nunique() == 1).all()  # the pipelines are the same
     assert len(pd.read_csv(folder / "per_prompt.csv")) == 24
     assert "apr" in capsys.readouterr().out
 
@@ -322,7 +325,7 @@ def test_a_guidance_scale_that_is_given_is_that_of_both_models(stage):
     config.alignment.guidance_scale = 3.0  # though it is not among those tried
     folder = alignment_stage.run(config, progress=False)
     front = pd.read_csv(folder / "front.csv").set_index(["model", "guidance_scale"])
-    assert front.loc["stage1"].index.tolist() == [1, 2, 3]
+    assert front.loc["stage1"].index.tolist() == [1, 2, 3, 1, 2, 3]
     assert set(front.index[front["chosen"]]) == {("stage1", 3.0), ("rl", 3.0)}
     samples = pd.read_csv(folder / "samples.csv")
     assert set(samples.loc[samples["model"] != "truth", "guidance_scale"]) == {3.0}

@@ -224,8 +224,8 @@ def test_the_front_falls_where_a_point_collapses():
     random = np.random.default_rng(0)
     reference = random.normal(size=(60, 4))
     at = {
-        ("rl", 1.0, 1.0): random.normal(size=(60, 4)),
-        ("rl", 4.0, 1.0): 0.05 * random.normal(size=(60, 4)),
+        ("rl", 1.0, 1.0, 1.0): random.normal(size=(60, 4)),
+        ("rl", 4.0, 1.0, 1.0): 0.05 * random.normal(size=(60, 4)),
     }
     table = quality_stage._front("judge", reference, at, 200, 0, None).set_index("guidance_scale")
     assert table.loc[4.0, "coverage"] < 0.5 < table.loc[1.0, "coverage"]

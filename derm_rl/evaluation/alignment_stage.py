@@ -114,26 +114,33 @@ def _measure(
     settings = config.alignment
     common = {
         "inference_steps": settings.inference_steps,
-        "eta": settings.eta,
         "batch_size": settings.batch_size,
         "size": config.image_size,
         "mixed_precision": settings.mixed_precision,
         "progress": progress,
     }
 
-    def point(guidance: float, adapter: float) -> dict:
+    def point(guidance: float, adapter: float, eta: float) -> dict:
         pipeline.interpolate(pipe, unets["stage1"], unets["rl"], adapter)
         n = settings.front_images_per_prompt
-        out = folder / front_file(model, guidance, adapter)
+        out = folder / front_file(model, guidance, adapter, eta)
         # Other noise than that of the images measured below.
         images = generate(
-            pipe, findings, n, settings.seed + 1, guidance_scale=guidance, out=out, **common
+            pipe,
+            findings,
+            n,
+            settings.seed + 1,
+            eta=eta,
+            guidance_scale=guidance,
+            out=out,
+            **common,
         )
-        part = _graded(model, images, findings, n, judge, reward)
+        part = graded(model, images, findings, n, judge, reward)
         a, names = arrays(part)
         correct = alignment.matches(a["reward"], a["wanted"], names)
         correct["panel_apr"] = panel.hits(part)["panel"].astype(float)
-        row = {"model": model, "guidance_scale": guidance, "adapter_scale": adapter, "n": len(part)}
+        row = {"model": model, "guidance_scale": guidance, "adapter_scale": adapter, "eta": eta}
+        row["n"] = len(part)
         for measure in correct:
             found = alignment.rate(
                 correct[measure], part["prompt"], settings.bootstrap, config.seed
@@ -144,18 +151,25 @@ def _measure(
     adapter = float(model == "rl")  # stage 1 is RL's pipeline without its adapter
     fixed = settings.guidance_scale
     tried = {*settings.guidance_scales, fixed} - {None}
-    table = pd.DataFrame([point(g, adapter) for g in sorted(tried)])
+    table = pd.DataFrame([point(g, adapter, settings.eta) for g in sorted(tried)])
     scale = alignment.best_guidance(table) if fixed is None else fixed
     if adapter:
         others = sorted(set(settings.adapter_scales) - {adapter})
-        table = pd.concat([table, pd.DataFrame([point(scale, a) for a in others])])
+        scaled = pd.DataFrame([point(scale, a, settings.eta) for a in others])
+        table = pd.concat([table, scaled])
         adapter = alignment.least_change(table[table["guidance_scale"] == scale])
     table["chosen"] = (table["guidance_scale"] == scale) & (table["adapter_scale"] == adapter)
+    if settings.eta:  # what each is without noise in its steps, which does stage 1 good
+        whole = float(model == "rl")
+        plain = pd.DataFrame([point(g, whole, 0.0) for g in sorted(tried)])
+        table = pd.concat([table, plain.assign(chosen=False)], ignore_index=True)
     pipeline.interpolate(pipe, unets["stage1"], unets["rl"], adapter)
     n = settings.images_per_prompt
     out = folder / f"images_{model}.npy"
-    images = generate(pipe, findings, n, settings.seed, guidance_scale=scale, out=out, **common)
-    samples = _graded(model, images, findings, n, judge, reward)
+    images = generate(
+        pipe, findings, n, settings.seed, eta=settings.eta, guidance_scale=scale, out=out, **common
+    )
+    samples = graded(model, images, findings, n, judge, reward)
     seeds = zip(samples["prompt"], samples["index"].tolist(), strict=True)
     found = [image_seed(settings.seed, text, i) for text, i in seeds]
     samples.insert(3, "image_seed", pd.array(found, "Int64"))  # also exact beside missing ones
@@ -164,9 +178,9 @@ def _measure(
     return table, samples
 
 
-def front_file(model: str, guidance: float, adapter: float) -> str:
+def front_file(model: str, guidance: float, adapter: float, eta: float) -> str:
     """Name of the images of one point of the front."""
-    return f"front_{model}_{guidance:g}_{adapter:g}.npy"
+    return f"front_{model}_{guidance:g}_{adapter:g}_{eta:g}.npy"
 
 
 def _truth(
@@ -184,7 +198,7 @@ def _truth(
         seed = config.alignment.seed + config.data.phantom_seed
         paths = [phantom.path_of(seed, i, f.diagnosis, f.artifacts) for i, f in enumerate(asked)]
         images, _ = phantom.render_paths(paths, config.image_size)
-        return _graded("truth", images, asked, 1, judge, reward)
+        return graded("truth", images, asked, 1, judge, reward)
     test = data.load(config, "test")
     rows, seen = [], Counter()
     for i, finding in enumerate(test.findings):
@@ -192,10 +206,10 @@ def _truth(
         if seen[finding] <= n:
             rows.append(i)
     shown = [test.findings[i] for i in rows]
-    return _graded("truth", np.asarray(test.images[rows]), shown, 1, judge, reward)
+    return graded("truth", np.asarray(test.images[rows]), shown, 1, judge, reward)
 
 
-def _graded(
+def graded(
     model: str,
     images: np.ndarray,
     findings: Sequence[prompts.Finding],
@@ -203,7 +217,17 @@ def _graded(
     judge: LabelClassifier,
     reward: LabelClassifier,
 ) -> pd.DataFrame:
-    """Samples table of ``n`` images of each finding: what was wanted, and what both saw."""
+    """Samples table: what was wanted in each image, and what judge, reward and rules saw in it.
+
+    Args:
+        model: its name in column ``model``.
+        images: (P·n, S, S, 3) uint8, those of a finding in a row.
+        findings, n: what was asked for, P findings with n images each.
+
+    Returns:
+        model, prompt, index (within the prompt), and for each label wanted_*, judge_* and reward_*
+        (probabilities), for each artifact rules_* (0 or 1).
+    """
     names = judge.label_names
     samples = pd.DataFrame({"model": model, "prompt": alignment.prompt_ids(findings, n)})
     samples["index"] = samples.groupby("prompt").cumcount()

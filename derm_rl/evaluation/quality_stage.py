@@ -40,7 +40,7 @@ MOST = 64  # images of a prompt in each set: distances between all of 4,000 imag
 ALIKE = 8  # images of a prompt whose perceptual distances are measured: 28 pairs
 BLOCK = 128  # images between two moves of the progress bar
 OTHERS = ("reference", "held_out")
-POINT = ("model", "guidance_scale", "adapter_scale")
+POINT = ("model", "guidance_scale", "adapter_scale", "eta")
 OF_REFERENCE = ("recall", "coverage")  # these say something of each real image, the others not
 
 
@@ -88,7 +88,9 @@ def run(config: Config, progress: bool = True) -> Path:
         found = {}
         for name, images in (sets | fronts).items():
             what = (
-                name if isinstance(name, str) else "{} at guidance {:g}, adapter {:g}".format(*name)
+                name
+                if isinstance(name, str)
+                else "{} at guidance {:g}, adapter {:g}, η {:g}".format(*name)
             )
             bar = tqdm(
                 range(0, len(images), BLOCK), desc=f"{space} features of {what}", unit="block",
@@ -99,7 +101,7 @@ def run(config: Config, progress: bool = True) -> Path:
         if space == "judge":
             found = {k: quality.standardized(x, found["reference"]) for k, x in found.items()}
         at = {point: found.pop(point) for point in fronts}
-        at["held_out", np.nan, np.nan] = found["held_out"][of_reference]
+        at["held_out", np.nan, np.nan, np.nan] = found["held_out"][of_reference]
         groups = None if lesions is None else lesions[of_reference]
         parts.append(measured(space, found, texts, n, seed, lesions, rows))
         parts[-1]["front"] = _front(space, found["reference"][of_reference], at, n, seed, groups)

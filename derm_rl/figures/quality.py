@@ -62,8 +62,8 @@ def front(config: Config) -> Picture:
     """What alignment costs: the panel's APR against coverage, over guidance and adapter scale.
 
     Few images a point, on other noise than everything else, so bounds are wide. A ring: the point
-    that stage 05 chose, by the reward classifier. Above each panel the coverage of as many held-out
-    images. Up and to the right is better.
+    that the tables are of. Dashed: without noise in the steps. Above each panel the coverage of as
+    many held-out images. Up and to the right is better.
     """
     table = read_csv(config.require(STAGE) / "front.csv")
     fig, (row,) = axes(1, len(SPACES), 4.8, 4.4, sharey=True)
@@ -73,12 +73,16 @@ def front(config: Config) -> Picture:
         for model, label in MODELS.items():
             mine = made[made["model"] == model]
             whole = mine["adapter_scale"] == float(model == "rl")
-            at = mine.loc[mine["chosen"], "guidance_scale"].iloc[0]
-            lines = {"guidance_scale": (mine[whole], "-", "over guidance")}
+            at, eta = mine.loc[mine["chosen"], ["guidance_scale", "eta"]].iloc[0]
+            noisy = mine["eta"] == eta
+            lines = [("guidance_scale", mine[whole & noisy], "-", "over guidance")]
+            if not noisy.all():
+                lines.append(("guidance_scale", mine[~noisy], "--", "the same without noise"))
             if not whole.all():
-                scaled = mine[mine["guidance_scale"] == at]
-                lines["adapter_scale"] = scaled, ":", f"over adapter scale, guidance {at:g}"
-            for scale, (points, style, what) in lines.items():
+                scaled = mine[noisy & (mine["guidance_scale"] == at)]
+                what = f"over adapter scale, guidance {at:g}"
+                lines.append(("adapter_scale", scaled, ":", what))
+            for scale, points, style, what in lines:
                 points = points.sort_values(scale)
                 ax.plot(
                     points["coverage"], points["panel_apr"], style, marker="o", markersize=3,
@@ -110,7 +114,7 @@ def front(config: Config) -> Picture:
     handles = row[0].get_legend_handles_labels()
     fig.legend(*handles, fontsize=7, ncols=2, loc="outside lower center")
     n = int(table["n"].max())
-    told = f"{n} images a point; g: guidance, ×: adapter; ring: chosen by the reward classifier"
+    told = f"{n} images a point; g: guidance, ×: adapter; ring: used in the tables"
     fig.suptitle(told + note(config), fontsize=8)
     save_fig(fig, "front", table, config)
     return fig
