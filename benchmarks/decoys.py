@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.stats import binomtest
 
 from derm_rl import classifier, paths, pipeline, provenance
 from derm_rl.data import phantom, phantom_decoys
 from derm_rl.evaluation import panel
+from derm_rl.figures.canvas import PHANTOM, Picture
 from derm_rl.io import write_csv
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,13 +71,14 @@ def rows(tools: dict[str, Instrument], size: int, n: int) -> Iterator[dict]:
 def sheet(file: Path, size: int = 64, scale: int = 3, columns: int = 10) -> None:
     """A row of images for each family, as listed in the module."""
     families = (*phantom_decoys.FAMILIES, *phantom_decoys.HELD_OUT)
-    side = size * scale + 4
-    canvas = Image.new("RGB", (columns * side, len(families) * side), "white")
-    for row, family in enumerate(families):
-        for column, image in enumerate(pictures(size, columns, (), (family,))):
-            big = Image.fromarray(image).resize((size * scale,) * 2, Image.Resampling.NEAREST)
-            canvas.paste(big, (column * side + 2, row * side + 2))
-    canvas.save(file)
+    fig = Picture(figsize=(columns + 1.4, len(families)), layout="constrained")
+    for family, ax in zip(families, fig.subplots(len(families), squeeze=False)[:, 0], strict=True):
+        ax.imshow(np.concatenate(pictures(size, columns, (), (family,)), 1))
+        ax.set(xticks=[], yticks=[])
+        said = f"{family}\n(held out)" if family in phantom_decoys.HELD_OUT else family
+        ax.set_ylabel(said, rotation=0, ha="right", va="center")
+    fig.suptitle(PHANTOM, fontsize=9)
+    fig.savefig(file, metadata={"Software": None})
 
 
 def main() -> None:

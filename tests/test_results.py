@@ -251,7 +251,7 @@ SEEDS = {
     "panel APR, gain": "panel.apr.gain",
     "judge's APR, gain": "alignment.apr.gain",
     "diagnosis accuracy, gain": "alignment.diagnosis.gain",
-    "panel APR of the least prompt": "panel.apr.least",
+    "panel APR of the worst prompt": "panel.apr.least",
     "recall by rules after RL: hair": "panel.rules.recall.hair",
     "gel bubble": "panel.rules.recall.gel_bubble",
     "ruler": "panel.rules.recall.ruler",
@@ -261,6 +261,7 @@ SEEDS = {
     "stage 1: coverage, judge's features": "quality.judge.coverage.stage1",
     "coverage, judge's features, gain": "quality.judge.coverage.gain",
     "coverage, ImageNet's features, gain": "quality.imagenet.coverage.gain",
+    "precision, ImageNet's features, gain": "quality.imagenet.precision.gain",
     "recall, judge's features, gain": "quality.judge.recall.gain",
     "recall, ImageNet's features, gain": "quality.imagenet.recall.gain",
     "spread ratio, judge's features": "quality.spread.ratio",
@@ -288,13 +289,22 @@ def test_the_readme_states_what_ways_to_refine_gain():
         assert "| " + " | ".join([variant, *(f"{x:.2f}" for x in row)]) + " |" in lines
 
 
+FRONT = {
+    "stage 1": ("stage1", 0, 1),
+    "stage 1, no noise": ("stage1", 0, 0),
+    "RL, adapter scale 1": ("rl", 1, 1),
+    "RL, adapter scale 1, no noise": ("rl", 1, 0),
+}
+
+
 def test_the_readme_states_the_front_and_what_rules_miss_after_rl():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     front = read_csv(FIGURES / "front.csv").query("features == 'judge'")
     if unchanged(FIGURES):
-        for title, model, scale in (("stage 1", "stage1", 0), ("RL, adapter scale 1", "rl", 1)):
+        for title, (model, scale, eta) in FRONT.items():
             part = front[(front["model"] == model) & (front["adapter_scale"] == scale)]
-            cells = [f"{v:.2f}" for v in part.sort_values("guidance_scale")["panel_apr"]]
+            part = part[part["eta"] == eta].sort_values("guidance_scale")
+            cells = [f"{v:.2f}" for v in part["panel_apr"]]
             assert "| " + " | ".join([title, *cells]) + " |" in text.splitlines()
     table = read_csv(ROOT / "benchmarks" / "results" / "blind_reading_demo.csv")
     table, found = table[table["model"].isin(("stage1", "rl"))], []

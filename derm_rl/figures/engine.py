@@ -52,7 +52,8 @@ def ddpo_recipes(config: Config, device: str = "cpu") -> Picture:
     row[0].set_ylabel("APR by the judge")
     row[0].legend(fontsize=8, loc="lower right")
     fig.suptitle(
-        f"32 px, seeds {', '.join(map(str, facts['seeds']))}; {_measured(facts)} ({PHANTOM})",
+        f"32 px, seeds {', '.join(map(str, facts['seeds']))} thin, their mean thick; "
+        f"{_measured(facts)} ({PHANTOM})",
         fontsize=8,
     )
     save_fig(fig, "ddpo_recipes", curves, config)

@@ -52,6 +52,7 @@ def quality(config: Config) -> Picture:
         ax.set_title(title, fontsize=9)
         plain(ax)
     row[0].set_ylim(0, None)
+    row[0].set_ylabel("share of images (density: balls)")
     fig.legend(*row[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     fig.suptitle(f"line: what other {_real(config)} get{note(config)}", fontsize=8)
     save_fig(fig, "quality", table, config)

@@ -37,8 +37,8 @@ GUIDANCE = 2.0  # of the sample sheets; stage 05 measures which scale is best
 def finetune_loss(config: Config) -> Picture:
     """Loss and gradient norm of the fine-tuning, each step and smoothed."""
     log = read_csv(config.require(FINETUNE) / "log.csv")
-    window = max(1, len(log) // 30)
-    log["loss_smooth"] = log["loss"].rolling(window, min_periods=1, center=True).mean()
+    window = max(1, len(log) // 8)
+    log["loss_smooth"] = log["loss"].rolling(window, center=True).mean()
     fig, (row,) = axes(1, 2, 4.4, 2.8)
     row[0].plot(log["step"], log["loss"], color=BEFORE, alpha=0.35, linewidth=0.6)
     label = f"mean of {window} steps"
