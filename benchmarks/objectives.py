@@ -132,7 +132,7 @@ def trained(preset: Config, changes: Mapping[str, Any], seed: int, passes: int) 
     epochs = max(1, round(passes / images / passes_of(settings)))
     settings = settings.model_copy(update={"epochs": epochs})
     stamp = (stage1(preset).parent / "stage.json").read_text(encoding="utf-8")
-    task = task_of(preset, weight)
+    task = task_of(preset.model_copy(update={"ddpo": settings}), weight)
     known = {"settings": settings.model_dump(), "start": stamp, "seed": seed, "paid": task.judges}
     folder = WORK / identity("derm_rl.ddpo.trainer", **known)[:12]
     if not (folder / "done").is_file():

@@ -91,8 +91,8 @@ def front(config: Config) -> Picture:
                 )  # fmt: skip
                 sign, away = ("g", (3, 3)) if scale == "guidance_scale" else ("×", (3, -8))
                 for point in points.itertuples():
-                    if sign == "×" and point.adapter_scale == 1:  # on the other line, too
-                        continue
+                    if style == "--" or (sign == "×" and point.adapter_scale == 1):
+                        continue  # in the order of the solid line; on the other line, too
                     ax.annotate(
                         f"{sign}{getattr(point, scale):g}", (point.coverage, point.panel_apr),
                         away if model == "rl" else (-13, 3), fontsize=6,
