@@ -87,6 +87,9 @@ def train_trl(settings: Config, seed: int, rate: float, passes: int, folder: Pat
 
     process_state()  # or TRL's logger refuses to speak
     pipe = DefaultDDPOStableDiffusionPipeline(str(stage1(settings)), use_lora=True)
+    # diffusers' old _encode_prompt, which TRL calls, puts the negative prompts first in any case;
+    # without guidance there would be twice as many as latents.
+    pipe.sd_pipeline._encode_prompt = lambda *_, prompt_embeds, **__: prompt_embeds
     pipe.unet.register_forward_pre_hook(count, with_kwargs=True)
     options = DDPOConfig(
         seed=seed, log_with=None, mixed_precision="no", save_freq=10**6,
