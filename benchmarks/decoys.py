@@ -68,7 +68,7 @@ def rows(tools: dict[str, Instrument], size: int, n: int) -> Iterator[dict]:
                 }  # fmt: skip
 
 
-def sheet(file: Path, size: int = 64, scale: int = 3, columns: int = 10) -> None:
+def sheet(file: Path, size: int = 64, columns: int = 10) -> None:
     """A row of images for each family, as listed in the module."""
     families = (*phantom_decoys.FAMILIES, *phantom_decoys.HELD_OUT)
     fig = Picture(figsize=(columns + 1.4, len(families)), layout="constrained")

@@ -5,7 +5,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem
+from scipy.stats import t as student
 
 from derm_rl import config as presets
 from derm_rl.evaluation import alignment_stage, audit, bootstrap, panel, quality_stage
@@ -278,6 +279,13 @@ def test_the_readme_states_what_other_seeds_gain():
     for title, name in SEEDS.items():
         cells = [f"{table.loc[seed, name]:.2f}" for seed in (0, 1, 2)]
         assert "| " + " | ".join([title, *cells, stated(means[name])]) + " |" in lines
+    before = read_csv(results / "stage1_no_noise_demo.csv").set_index("seed")
+    gain = table["panel.apr.rl"] - before["panel.apr.stage1"]
+    half = sem(gain) * student.ppf(0.975, len(gain) - 1)
+    mean = {"value": gain.mean(), "low": gain.mean() - half, "high": gain.mean() + half}
+    cells = [f"{value:.2f}" for value in gain]
+    title = "panel APR, gain over stage 1 without noise"
+    assert "| " + " | ".join([title, *cells, stated(mean)]) + " |" in lines
 
 
 def test_the_readme_states_what_ways_to_refine_gain():

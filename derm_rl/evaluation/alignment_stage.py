@@ -148,7 +148,7 @@ def _measure(
             row |= bootstrap.columns(measure, found)
         return row
 
-    adapter = float(model == "rl")  # stage 1 is RL's pipeline without its adapter
+    adapter = whole = float(model == "rl")  # stage 1 is RL's pipeline without its adapter
     fixed = settings.guidance_scale
     tried = {*settings.guidance_scales, fixed} - {None}
     table = pd.DataFrame([point(g, adapter, settings.eta) for g in sorted(tried)])
@@ -160,7 +160,6 @@ def _measure(
         adapter = alignment.least_change(table[table["guidance_scale"] == scale])
     table["chosen"] = (table["guidance_scale"] == scale) & (table["adapter_scale"] == adapter)
     if settings.eta:  # what each is without noise in its steps, which does stage 1 good
-        whole = float(model == "rl")
         plain = pd.DataFrame([point(g, whole, 0.0) for g in sorted(tried)])
         table = pd.concat([table, plain.assign(chosen=False)], ignore_index=True)
     pipeline.interpolate(pipe, unets["stage1"], unets["rl"], adapter)
